@@ -1,0 +1,2 @@
+//! Portcullis: an authentication gateway in front of a legacy CMS.
+#![forbid(unsafe_code)]
