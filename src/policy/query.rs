@@ -1,0 +1,218 @@
+//! Conditions on the query string, read as PHP would read it and then some.
+//!
+//! A query rule guards what a CMS routes by parameter (`/?rest_route=/wp/v2/users`). It only ever
+//! raises a requirement, so every doubt is resolved towards "it matches": names in every spelling
+//! that PHP folds together, letter case ignored, every occurrence, `&` and `;` as separators,
+//! values decoded until nothing changes. Request bodies are not read.
+
+use std::borrow::Cow;
+
+use super::path::hex_pair;
+use super::pattern::fold;
+
+/// How often a name or value is decoded again before the rest is taken as it is.
+const MAX_DECODINGS: usize = 4;
+
+/// One parameter that a rule's `query` names; all of a rule's conditions must hold.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct QueryCondition {
+    /// As it stands in the file.
+    pub name: String,
+    value: QueryValue,
+    folded_name: String,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum QueryValue {
+    Any,
+    Exactly(String),
+    /// The prefix itself and everything below it, as `/*` means in a path.
+    Below(String),
+}
+
+impl QueryCondition {
+    /// `value` is `*`, a prefix ending in `/*`, or the exact value.
+    pub fn new(name: &str, value: &str) -> Self {
+        let folded = canonical_value(value);
+        let value = match value.strip_suffix("/*") {
+            _ if value == "*" => QueryValue::Any,
+            Some(prefix) => QueryValue::Below(canonical_value(prefix)),
+            None => QueryValue::Exactly(folded),
+        };
+        Self { name: name.to_owned(), value, folded_name: canonical_name(name) }
+    }
+
+    pub(super) fn folded_name(&self) -> &str {
+        &self.folded_name
+    }
+
+    /// Whether any parameter of `query` satisfies the condition.
+    pub(super) fn holds(&self, query: &Query) -> bool {
+        query.parameters.iter().any(|(name, value)| *name == self.folded_name && self.value.accepts(value))
+    }
+}
+
+impl QueryValue {
+    fn accepts(&self, given: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Exactly(value) => value == given,
+            Self::Below(prefix) => given
+                .strip_prefix(prefix.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+        }
+    }
+}
+
+/// A query string taken apart: every occurrence of every parameter, names and values canonical.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    parameters: Vec<(String, String)>,
+}
+
+impl Query {
+    /// Takes `raw`, the part of the request target behind `?`, apart.
+    pub fn parse(raw: &str) -> Self {
+        let mut parameters = Vec::new();
+        let mut read = |separators: &[char]| {
+            for pair in raw.split(separators).filter(|pair| !pair.is_empty()) {
+                let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+                for (name, value) in decodings(name).zip_longest(decodings(value)) {
+                    let parameter = (canonical_name(&name), canonical_value(&value));
+                    if !parameters.contains(&parameter) {
+                        parameters.push(parameter);
+                    }
+                }
+            }
+        };
+        read(&['&']);
+        if raw.contains(';') {
+            read(&['&', ';']);
+        }
+        Self { parameters }
+    }
+
+    /// The canonical names in it.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.parameters.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Every value of the parameter of that canonical name.
+    pub(super) fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.parameters.iter().filter(move |(given, _)| given == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// Every stage of decoding one text, the single decoding first.
+struct Decodings(Vec<String>);
+
+fn decodings(raw: &str) -> Decodings {
+    let plus = raw.replace('+', " ");
+    let mut stages = vec![decode_once(&plus).into_owned()];
+    while stages.len() < MAX_DECODINGS {
+        let last = stages.last().expect("starts with one stage");
+        match decode_once(last) {
+            Cow::Borrowed(_) => break,
+            Cow::Owned(next) => stages.push(next),
+        }
+    }
+    Decodings(stages)
+}
+
+impl Decodings {
+    /// Pairs stage with stage; the shorter list repeats its last stage.
+    fn zip_longest(self, other: Self) -> impl Iterator<Item = (String, String)> {
+        let count = self.0.len().max(other.0.len());
+        let pick = |list: &[String], index: usize| list[index.min(list.len() - 1)].clone();
+        (0..count)
+            .map(move |index| (pick(&self.0, index), pick(&other.0, index)))
+            .collect::<Vec<_>>()
+            .into_iter()
+    }
+}
+
+/// Decodes the valid escapes and leaves the others, as PHP does.
+fn decode_once(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text);
+    }
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut index = 0;
+    let mut changed = false;
+    while index < bytes.len() {
+        let pair = bytes.get(index + 1).zip(bytes.get(index + 2));
+        match pair.filter(|_| bytes[index] == b'%').and_then(|(high, low)| hex_pair(*high, *low)) {
+            Some(byte) => {
+                decoded.push(byte);
+                index += 3;
+                changed = true;
+            }
+            None => {
+                decoded.push(bytes[index]);
+                index += 1;
+            }
+        }
+    }
+    if changed { Cow::Owned(String::from_utf8_lossy(&decoded).into_owned()) } else { Cow::Borrowed(text) }
+}
+
+/// A name as PHP would store it, letter case folded: leading blanks cut, `.` and blanks as `_`,
+/// cut at `[` and at NUL.
+fn canonical_name(name: &str) -> String {
+    let name = name.trim_start_matches(' ');
+    let end = name.find(['[', '\0']).unwrap_or(name.len());
+    fold(&name[..end]).replace(['.', ' '], "_")
+}
+
+/// A value without regard to letter case; one that looks like a path loses doubled and trailing
+/// slashes, because the CMS that routes by it does not care either.
+fn canonical_value(value: &str) -> String {
+    let folded = fold(value.trim_matches(|c: char| c.is_whitespace() || c == '\0'));
+    if !folded.starts_with('/') {
+        return folded;
+    }
+    let mut path = String::with_capacity(folded.len());
+    for segment in folded.split('/').filter(|segment| !segment.is_empty()) {
+        path.push('/');
+        path.push_str(segment);
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_holds_in_every_spelling_that_the_upstream_would_accept() {
+        for (name, value, raw, holds) in [
+            ("rest_route", "/wp/v2/users", "rest_route=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "rest_route=%2Fwp%2Fv2%2Fusers", true),
+            ("rest_route", "/wp/v2/users", "rest_route=%252Fwp%252Fv2%252Fusers", true),
+            ("rest_route", "/wp/v2/users", "REST_ROUTE=/WP/V2/Users", true),
+            ("rest_route", "/wp/v2/users", "rest.route=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "rest+route=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "rest%5froute=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "%20rest_route=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "rest_route[]=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "a=b&rest_route=x&rest_route=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "a=b;rest_route=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "rest_route=//wp/v2//users/", true),
+            ("rest_route", "/wp/v2/users", "rest_route=/wp/v2/users/1", false),
+            ("rest_route", "/wp/v2/users/*", "rest_route=/wp/v2/users/1", true),
+            ("rest_route", "/wp/v2/users/*", "rest_route=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users/*", "rest_route=/wp/v2/userses", false),
+            ("option", "*", "option", true),
+            ("option", "*", "options=1", false),
+            ("option", "com_users", "option=com_users%00", true),
+            ("option", "com_users", "option=%zz", false),
+        ] {
+            assert_eq!(
+                QueryCondition::new(name, value).holds(&Query::parse(raw)),
+                holds,
+                "{name}={value} in {raw}"
+            );
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! Every way an upstream could read one request target.
+//!
+//! Upstreams decode twice, merge slashes, cut `;params`, ignore letter case or trailing dots, route
+//! `/users.php/x` to `users.php`, and obey a method named in a header. Each is a way round a rule
+//! that was decided on another reading. Here all of them are worked out and combined until nothing
+//! new appears; the strictest requirement among them counts (`super::Policy`).
+//!
+//! A path written plainly has one reading besides letter case and pays for none of this.
+//! Not here: what is refused outright (`path`), what a reading requires (`rules`).
+
+use std::borrow::Cow;
+
+use unicode_normalization::UnicodeNormalization;
+
+use super::path::{ENCODED_SLASH, EncodedSlash, NormalizedPath, PathError, hex_pair, is_dot_segment};
+use super::query::Query;
+
+/// More readings of one path than this, and it is refused: no honest path comes near.
+const MAX_READINGS: usize = 64;
+
+/// How paths are read; `paths` of the configuration.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct PathOptions {
+    /// What to do with `%2F`.
+    pub encoded_slash: EncodedSlash,
+    /// Extensions after which an upstream may cut a path, lower case, without the dot.
+    pub scripts: Vec<String>,
+}
+
+/// One request, as far as rules are concerned: method, path, query, and what an upstream may take
+/// for the method instead.
+#[derive(Clone, Debug)]
+pub struct Target<'a> {
+    method: &'a str,
+    /// Methods that headers or `_method` name, upper case. Almost always empty.
+    overrides: Vec<String>,
+    path: NormalizedPath<'a>,
+    /// The raw query, and the same taken apart if there is one.
+    query: Option<Query>,
+    /// Readings of the path besides itself, letter case apart.
+    others: Vec<String>,
+}
+
+impl<'a> Target<'a> {
+    /// Reads a request target in origin-form, split at the first `?`. `overrides` are the values of
+    /// headers that name a method.
+    ///
+    /// # Errors
+    /// [`PathError`] if the path, or a reading of it, is one that no rule may be asked about.
+    pub fn parse<'v>(
+        method: &'a str,
+        path: &'a str,
+        query: Option<&str>,
+        overrides: impl IntoIterator<Item = &'v str>,
+        options: &PathOptions,
+    ) -> Result<Self, PathError> {
+        let path = NormalizedPath::parse(path, options.encoded_slash)?;
+        let others =
+            if path.is_plain() { Vec::new() } else { other_readings(path.as_str(), &options.scripts)? };
+        let query = query.map(Query::parse);
+        let mut named: Vec<String> =
+            overrides.into_iter().map(|value| value.trim().to_ascii_uppercase()).collect();
+        if let Some(query) = &query {
+            named.extend(query.values("_method").map(|value| value.trim().to_ascii_uppercase()));
+        }
+        named.retain(|name| !name.is_empty() && name != method);
+        named.sort_unstable();
+        named.dedup();
+        Ok(Self { method, overrides: named, path, query, others })
+    }
+
+    /// The method on the request line.
+    pub fn method(&self) -> &'a str {
+        self.method
+    }
+
+    /// The path as decoded once.
+    pub fn path(&self) -> &NormalizedPath<'a> {
+        &self.path
+    }
+
+    pub(super) fn query(&self) -> Option<&Query> {
+        self.query.as_ref()
+    }
+
+    /// The methods that an upstream might act on, the one on the request line first.
+    pub(super) fn methods(&self) -> impl Iterator<Item = &str> + Clone {
+        std::iter::once(self.method).chain(self.overrides.iter().map(String::as_str))
+    }
+
+    /// The texts that an upstream might route by, the one decoded once first.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &str> + Clone {
+        std::iter::once(self.path.as_str()).chain(self.others.iter().map(String::as_str))
+    }
+
+    /// The same request without the methods that headers name: what an upstream would see if they
+    /// were removed.
+    pub(super) fn without_overrides(&self) -> impl Iterator<Item = &str> + Clone {
+        std::iter::once(self.method)
+    }
+}
+
+/// Everything that `text` can be read as, itself left out.
+fn other_readings(text: &str, scripts: &[String]) -> Result<Vec<String>, PathError> {
+    let mut found = vec![text.to_owned()];
+    let mut next = 0;
+    while next < found.len() {
+        let current = found[next].clone();
+        for change in CHANGES {
+            let Cow::Owned(changed) = change(&current, scripts) else { continue };
+            if changed == current || found.contains(&changed) {
+                continue;
+            }
+            refuse_what_appeared(&current, &changed)?;
+            if found.len() == MAX_READINGS {
+                return Err(PathError::TooManyReadings);
+            }
+            found.push(changed);
+        }
+        next += 1;
+    }
+    found.remove(0);
+    Ok(found)
+}
+
+/// A change to a whole path that some upstream makes; borrowed where it changes nothing.
+type Change = for<'t> fn(&'t str, &[String]) -> Cow<'t, str>;
+
+const CHANGES: [Change; 8] = [
+    decode_again,
+    split_encoded_slash,
+    cut_parameters,
+    compatibility_forms,
+    cut_blanks,
+    cut_trailing_dots,
+    cut_at_delimiter,
+    |text, scripts| match cut_after_script(text, scripts) {
+        Cow::Owned(cut) => Cow::Owned(cut),
+        Cow::Borrowed(text) => merge_slashes(text),
+    },
+];
+
+/// A reading may merge slashes or be shorter; it must not bring up what would be refused as sent.
+fn refuse_what_appeared(before: &str, after: &str) -> Result<(), PathError> {
+    if after.split('/').any(is_dot_segment) {
+        return Err(PathError::DotSegment);
+    }
+    if after.contains('\\') {
+        return Err(PathError::Backslash);
+    }
+    if after.chars().any(|c| c.is_control() && c != ENCODED_SLASH) {
+        return Err(PathError::Control);
+    }
+    let slashes = |text: &str| text.matches(['/', ENCODED_SLASH]).count();
+    if slashes(after) > slashes(before) {
+        return Err(PathError::EncodedSlash);
+    }
+    Ok(())
+}
+
+/// Applies `change` to every segment; borrowed if none changes.
+fn each_segment<'t>(text: &'t str, change: impl Fn(&'t str) -> Cow<'t, str>) -> Cow<'t, str> {
+    let mut changed = false;
+    let segments: Vec<Cow<'t, str>> = text
+        .split('/')
+        .map(|segment| {
+            let new = change(segment);
+            changed |= *new != *segment;
+            new
+        })
+        .collect();
+    if changed { Cow::Owned(segments.join("/")) } else { Cow::Borrowed(text) }
+}
+
+/// Decodes valid escapes once more; an invalid one stays as it is.
+fn decode_again<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text);
+    }
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut index = 0;
+    while index < bytes.len() {
+        let pair = bytes.get(index + 1).zip(bytes.get(index + 2));
+        match pair.filter(|_| bytes[index] == b'%').and_then(|(high, low)| hex_pair(*high, *low)) {
+            Some(byte) => {
+                decoded.push(byte);
+                index += 3;
+            }
+            None => {
+                decoded.push(bytes[index]);
+                index += 1;
+            }
+        }
+    }
+    // What is not UTF-8 then becomes a replacement character, which no literal holds.
+    Cow::Owned(String::from_utf8_lossy(&decoded).into_owned())
+}
+
+/// `encoded_slash: strict`: the slash that was sent as `%2F` separates after all.
+fn split_encoded_slash<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
+    if text.contains(ENCODED_SLASH) {
+        Cow::Owned(text.replace(ENCODED_SLASH, "/"))
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+/// RFC 3986 §3.3 leaves `;` to the upstream; servlet containers cut there.
+fn cut_parameters<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
+    each_segment(text, |segment| Cow::Borrowed(segment.split(';').next().unwrap_or(segment)))
+}
+
+/// Full-width letters and other compatibility forms of ASCII (Unicode NFKC).
+fn compatibility_forms<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
+    if text.is_ascii() { Cow::Borrowed(text) } else { Cow::Owned(text.nfkc().collect()) }
+}
+
+/// Blanks at either end of a segment.
+fn cut_blanks<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
+    each_segment(text, |segment| Cow::Borrowed(segment.trim_matches(|c: char| c.is_whitespace())))
+}
+
+/// Dots at the end of a segment, as Windows file systems drop them.
+fn cut_trailing_dots<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
+    each_segment(text, |segment| Cow::Borrowed(segment.trim_end_matches('.')))
+}
+
+/// A `?` or `#` that was sent encoded, taken for the end of the path.
+fn cut_at_delimiter<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
+    text.find(['?', '#']).map_or(Cow::Borrowed(text), |end| Cow::Owned(absolute(&text[..end])))
+}
+
+/// `/users.php/x` is `users.php` with path info `/x` (CGI, RFC 3875 §4.1.5).
+fn cut_after_script<'t>(text: &'t str, scripts: &[String]) -> Cow<'t, str> {
+    let mut end = 0;
+    for segment in text.split_inclusive('/') {
+        end += segment.len();
+        let Some(name) = segment.strip_suffix('/') else { break };
+        let extension = name.rsplit_once('.').map(|(_, extension)| extension);
+        if extension.is_some_and(|given| scripts.iter().any(|script| script.eq_ignore_ascii_case(given))) {
+            return if end < text.len() {
+                Cow::Owned(text[..end - 1].to_owned())
+            } else {
+                Cow::Borrowed(text)
+            };
+        }
+    }
+    Cow::Borrowed(text)
+}
+
+/// Empty segments dropped.
+fn merge_slashes(text: &str) -> Cow<'_, str> {
+    if !text.contains("//") {
+        return Cow::Borrowed(text);
+    }
+    let mut merged = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c != '/' || !merged.ends_with('/') {
+            merged.push(c);
+        }
+    }
+    Cow::Owned(merged)
+}
+
+fn absolute(text: &str) -> String {
+    if text.starts_with('/') { text.to_owned() } else { format!("/{text}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn readings(raw: &str) -> Result<Vec<String>, PathError> {
+        let options = PathOptions { encoded_slash: EncodedSlash::Reject, scripts: vec!["php".into()] };
+        Target::parse("GET", raw, None, [], &options)
+            .map(|target| target.texts().map(str::to_owned).collect())
+    }
+
+    #[test]
+    fn every_way_to_read_a_path_is_found() {
+        for (raw, expected) in [
+            ("/admin//users", "/admin/users"),
+            ("//admin/users", "/admin/users"),
+            ("/%2561dmin", "/admin"),
+            ("/%252561dmin", "/admin"),
+            ("/admin;x=1/users", "/admin/users"),
+            ("/admin%3Bx/users", "/admin/users"),
+            ("/admin./users", "/admin/users"),
+            ("/admin%20/users", "/admin/users"),
+            ("/admin%20./users", "/admin/users"),
+            ("/admin/users%3Fx", "/admin/users"),
+            ("/admin/users%23x", "/admin/users"),
+            ("/users.php/x", "/users.php"),
+            ("/users.PHP/x/y", "/users.PHP"),
+            ("/users.php;a/x", "/users.php"),
+            ("/users.php%20/x", "/users.php"),
+            ("/%EF%BD%81dmin", "/admin"),
+            ("/%E2%84%AAeys", "/Keys"),
+            ("/;x/admin", "/admin"),
+            ("/admin%2500/x", "refused"),
+            ("/admin%252f..%252fx", "refused"),
+            ("/admin/..;/x", "refused"),
+            ("/admin/..;x/y", "refused"),
+            ("/admin/.;/x", "refused"),
+            ("/a/..%20/b", "refused"),
+            ("/a/%20../b", "refused"),
+            ("/a/..%20./b", "refused"),
+            ("/a%255cb", "refused"),
+            ("/a%252fb", "refused"),
+            ("/a%EF%BC%8Fb", "refused"),
+            ("/a/%EF%BC%8E%EF%BC%8E/b", "refused"),
+            ("/a/%EF%BC%BCb", "refused"),
+        ] {
+            match readings(raw) {
+                Ok(found) => assert!(found.iter().any(|text| text == expected), "{raw}: {found:?}"),
+                Err(why) => assert_eq!(expected, "refused", "{raw}: {why}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_strict_encoded_slash_is_read_both_ways() {
+        let options = PathOptions { encoded_slash: EncodedSlash::Strict, scripts: vec![] };
+        let target = Target::parse("GET", "/a%2Fb", None, [], &options).unwrap();
+        assert_eq!(target.texts().collect::<Vec<_>>(), ["/a\u{1}b", "/a/b"]);
+        assert_eq!(
+            Target::parse("GET", "/a%2F..%2Fb", None, [], &options).err(),
+            Some(PathError::DotSegment),
+            "a separator after all brings up a dot segment"
+        );
+    }
+
+    #[test]
+    fn a_method_may_be_named_by_header_or_parameter() {
+        let options = PathOptions::default();
+        let methods = |query: Option<&str>, headers: &[&str]| {
+            let target = Target::parse("POST", "/", query, headers.iter().copied(), &options).unwrap();
+            target.methods().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(methods(None, &["delete"]), ["POST", "DELETE"]);
+        assert_eq!(methods(Some("_method=put&_METHOD=PATCH"), &[]), ["POST", "PATCH", "PUT"]);
+        assert_eq!(methods(Some("_method=post"), &["POST", ""]), ["POST"]);
+    }
+
+    #[test]
+    fn a_path_with_more_readings_than_any_honest_one_is_refused_soon() {
+        let mut raw = String::from("/");
+        for _ in 0..2000 {
+            raw.push_str("%25");
+        }
+        raw.push_str("41");
+        // Whatever the verdict, it must come from a bounded number of readings.
+        if let Ok(found) = readings(&raw) {
+            assert!(found.len() <= MAX_READINGS);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn reading_a_reading_again_brings_nothing_new(raw in "/(a|A|/|;|\\.|%20|%25|2e|%3f|%23|%EF%BD%81|\\.php/|%2561){0,10}") {
+            if let Ok(found) = readings(&raw) {
+                for text in &found {
+                    for change in CHANGES {
+                        if let Cow::Owned(again) = change(text, &["php".to_owned()]) {
+                            prop_assert!(found.contains(&again), "{raw}: {text} -> {again} not in {found:?}");
+                        }
+                    }
+                    prop_assert!(!text.split('/').any(is_dot_segment));
+                }
+            }
+        }
+    }
+}
