@@ -1,0 +1,10 @@
+//! What is on the wire: requests as bytes and headers, and the gateway's own answers.
+//!
+//! [`hygiene`] lets one message at a time through; [`client`] says who is asking; [`credentials`] finds
+//! the token; [`headers`] removes what the upstream must not believe; [`answer`] makes every response
+//! of the gateway's own.
+
+pub mod client;
+pub mod credentials;
+pub mod headers;
+pub mod hygiene;
