@@ -1,0 +1,215 @@
+//! Every response of the gateway's own.
+//!
+//! A [`Refusal`] becomes a status, a message and a code here and nowhere else, by matches without `_`:
+//! the client learns the row of the contract's table, the log the reason.
+
+use std::fmt::Write;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use serde_json::Value;
+
+use super::hygiene::HeadError;
+use crate::config::template::Template;
+use crate::policy::path::PathError;
+
+/// Why the gateway answers a request itself, with an error.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Refusal {
+    /// The bytes, or the framing, could be taken for another request.
+    Head(HeadError),
+    /// The path could be taken for another.
+    Path(PathError),
+    /// More than one `Authorization`.
+    AmbiguousCredentials,
+    /// The body announced or sent is larger than `limits.body_bytes`.
+    BodyTooLarge,
+    /// No credentials where some are needed.
+    NoCredentials,
+    /// A token that is not genuine; the reason's code is for the log.
+    InvalidToken(&'static str),
+    /// A token that is genuine but expired.
+    ExpiredToken,
+    /// The role is too low or unknown, or nothing is enough.
+    AccessDenied,
+    /// Wrong user name or password, unknown or disabled user: told apart in the log alone.
+    WrongCredentials(&'static str),
+    /// A login body that is neither JSON nor a form.
+    LoginMediaType,
+    /// A login body that is malformed or lacks a field.
+    LoginBody(String),
+    /// A login body over its cap.
+    LoginBodyTooLarge,
+    /// The user store failed during a login.
+    UserStore,
+    /// The method is not one of those that the gateway's own endpoint takes.
+    MethodNotAllowed(&'static str),
+    /// No connection to the upstream.
+    UpstreamUnreachable,
+    /// The connection to the upstream broke before a response.
+    UpstreamReset,
+    /// The upstream's response did not begin in time.
+    UpstreamTimeout,
+    /// The upstream switched to a protocol that nobody asked for.
+    UpstreamUpgrade,
+    /// All connections to the upstream are in use.
+    UpstreamBusy,
+    /// Too many connections from clients.
+    TooManyConnections,
+    /// Too many passwords wait to be checked.
+    LoginBusy,
+    /// The gateway failed; closed, not open.
+    Internal(&'static str),
+}
+
+impl Refusal {
+    /// The status.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Head(HeadError::TargetTooLong) => StatusCode::URI_TOO_LONG,
+            Self::Head(HeadError::HeadTooLarge | HeadError::TooManyHeaders) => {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            }
+            Self::Head(HeadError::HeadTooSlow | HeadError::BodyTooSlow) => StatusCode::REQUEST_TIMEOUT,
+            Self::Head(_) | Self::Path(_) | Self::AmbiguousCredentials | Self::LoginBody(_) => StatusCode::BAD_REQUEST,
+            Self::BodyTooLarge | Self::LoginBodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::NoCredentials | Self::InvalidToken(_) | Self::ExpiredToken | Self::WrongCredentials(_) => {
+                StatusCode::UNAUTHORIZED
+            }
+            Self::AccessDenied => StatusCode::FORBIDDEN,
+            Self::LoginMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::UserStore | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::UpstreamUnreachable | Self::UpstreamReset | Self::UpstreamUpgrade => StatusCode::BAD_GATEWAY,
+            Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::UpstreamBusy | Self::TooManyConnections | Self::LoginBusy => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// `$message`: what the client reads.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Head(why) => format!("Bad request: {why}"),
+            Self::Path(why) => format!("Bad request: {why}"),
+            Self::AmbiguousCredentials => "Bad request: there is more than one Authorization header".to_owned(),
+            Self::BodyTooLarge => "Request body too large".to_owned(),
+            Self::NoCredentials => "Missing Authorization header".to_owned(),
+            Self::InvalidToken(_) => "Invalid token".to_owned(),
+            Self::ExpiredToken => "Token expired".to_owned(),
+            Self::AccessDenied => "Access denied".to_owned(),
+            Self::WrongCredentials(_) => "Invalid username or password".to_owned(),
+            Self::LoginMediaType => "The login body must be JSON or a form".to_owned(),
+            Self::LoginBody(what) => what.clone(),
+            Self::LoginBodyTooLarge => "Login body too large".to_owned(),
+            Self::UserStore => "Failed to fetch user".to_owned(),
+            Self::MethodNotAllowed(_) => "Method not allowed".to_owned(),
+            Self::UpstreamUnreachable | Self::UpstreamReset | Self::UpstreamTimeout | Self::UpstreamUpgrade => {
+                "Upstream unavailable".to_owned()
+            }
+            Self::UpstreamBusy | Self::TooManyConnections | Self::LoginBusy => {
+                "Too busy, try again in a moment".to_owned()
+            }
+            Self::Internal(_) => "Internal error".to_owned(),
+        }
+    }
+
+    /// `$code`: a closed list, documented in `docs/reference.md`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Head(why) => why.code(),
+            Self::Path(why) => why.code(),
+            Self::AmbiguousCredentials => "ambiguous_credentials",
+            Self::BodyTooLarge => "body_too_large",
+            Self::NoCredentials => "no_credentials",
+            Self::InvalidToken(_) => "invalid_token",
+            Self::ExpiredToken => "expired_token",
+            Self::AccessDenied => "access_denied",
+            Self::WrongCredentials(_) => "wrong_credentials",
+            Self::LoginMediaType => "login_media_type",
+            Self::LoginBody(_) => "login_body",
+            Self::LoginBodyTooLarge => "login_body_too_large",
+            Self::UserStore => "user_store",
+            Self::MethodNotAllowed(_) => "method_not_allowed",
+            Self::UpstreamUnreachable => "upstream_unreachable",
+            Self::UpstreamReset => "upstream_reset",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::UpstreamUpgrade => "upstream_upgrade",
+            Self::UpstreamBusy => "upstream_busy",
+            Self::TooManyConnections => "too_many_connections",
+            Self::LoginBusy => "login_busy",
+            Self::Internal(_) => "internal",
+        }
+    }
+
+    /// What the log says beyond the code.
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::InvalidToken(why) | Self::WrongCredentials(why) | Self::Internal(why) => Some(why),
+            Self::LoginBody(what) => Some(what),
+            _ => None,
+        }
+    }
+
+    /// Headers that say more than the status (RFC 6750 §3, RFC 9110 §10.2.1, §10.2.3).
+    fn headers(&self, headers: &mut HeaderMap) {
+        let challenge = match self {
+            Self::NoCredentials => Some("Bearer"),
+            Self::InvalidToken(_) => Some("Bearer error=\"invalid_token\""),
+            Self::ExpiredToken => Some("Bearer error=\"invalid_token\", error_description=\"Token expired\""),
+            _ => None,
+        };
+        if let Some(challenge) = challenge {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        if let Self::MethodNotAllowed(allowed) = self {
+            headers.insert(ALLOW, HeaderValue::from_static(allowed));
+        }
+        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+    }
+
+    /// The response: `template` with its values filled in.
+    pub fn response(&self, template: &Template, request_id: &str) -> Response<Bytes> {
+        let status = self.status();
+        let body = template.render(&|name| match name {
+            "message" => Value::from(self.message()),
+            "reason" => Value::from(status.canonical_reason().unwrap_or_default()),
+            "status" => Value::from(status.as_u16()),
+            "code" => Value::from(self.code()),
+            "request_id" => Value::from(request_id),
+            _ => Value::Null,
+        });
+        let mut response = json(status, &body);
+        self.headers(response.headers_mut());
+        response
+    }
+
+    /// The same as bytes, for a connection that hyper never got to see a request of. It is the last
+    /// answer on that connection and says so.
+    pub fn bytes(&self, template: &Template, request_id: &str) -> Vec<u8> {
+        let mut response = self.response(template, request_id);
+        let length = response.body().len();
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        let status = response.status();
+        let mut head = format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default());
+        for (name, value) in response.headers() {
+            write!(head, "{name}: {}\r\n", value.to_str().unwrap_or_default()).expect("writing to a string cannot fail");
+        }
+        head.push_str("\r\n");
+        let mut bytes = head.into_bytes();
+        bytes.extend_from_slice(response.body());
+        bytes
+    }
+}
+
+/// A JSON response that nobody may store.
+pub fn json(status: StatusCode, body: &Value) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(body.to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
