@@ -1,4 +1,5 @@
 //! Portcullis: an authentication gateway in front of a legacy CMS.
 #![forbid(unsafe_code)]
 
+pub mod login;
 pub mod store;
