@@ -1,5 +1,6 @@
 //! Portcullis: an authentication gateway in front of a legacy CMS.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod login;
 pub mod store;
