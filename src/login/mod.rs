@@ -1,0 +1,4 @@
+//! Logging in: credentials in, token out.
+
+pub mod body;
+pub mod password;

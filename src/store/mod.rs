@@ -1,0 +1,366 @@
+//! Where users are kept: the trait [`Users`], its records and its errors, the same for every backend.
+//!
+//! A backend answers with rows; whether a password is right is for `login::password`, whether a role
+//! is a configured one for the command line and the policy. Nothing here is on the path of a request
+//! that brings a token: only logins and the `user` commands come here.
+
+pub mod sqlite;
+
+use std::{error::Error, fmt, future::Future, path::PathBuf, pin::Pin};
+use unicode_normalization::{UnicodeNormalization, is_nfc};
+
+/// What a method of [`Users`] returns: boxed, so that the trait can be a `dyn Users`.
+pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// Longest user name in bytes, after normalisation.
+pub const MAX_USERNAME_BYTES: usize = 128;
+
+/// A store of users.
+///
+/// Names are looked up in Unicode NFC and without regard to ASCII case; a name that no user can have
+/// (see [`Username::parse`]) is an unknown one, not an error. A change is durable when its future
+/// answers `Ok`, and other processes that have the store open see it from then on.
+///
+/// # Errors
+/// Every method may fail with what [`StoreError`] says of the store itself; those that change a user
+/// answer `NotFound` for an unknown name, and `ReadOnly` where the backend takes no changes.
+pub trait Users: Send + Sync {
+    /// The user of that name, disabled or not; `None` when there is none.
+    fn find<'a>(&'a self, username: &'a str) -> StoreFuture<'a, Option<UserRecord>>;
+
+    /// The user with that id, disabled or not; `None` when there is none, or none any longer.
+    fn find_by_id(&self, id: i64) -> StoreFuture<'_, Option<UserRecord>>;
+
+    /// All users, by id.
+    fn list(&self) -> StoreFuture<'_, Vec<UserRecord>>;
+
+    /// Adds a user and answers the record with its new id. `Duplicate` when the name is taken.
+    fn add(&self, user: NewUser) -> StoreFuture<'_, UserRecord>;
+
+    /// Replaces a user's password hash by another PHC string.
+    fn set_password<'a>(&'a self, username: &'a str, password_hash: &'a str) -> StoreFuture<'a, ()>;
+
+    /// Gives a user another role. That it is a configured one is the caller's to check.
+    fn set_role<'a>(&'a self, username: &'a str, role: &'a str) -> StoreFuture<'a, ()>;
+
+    /// Locks a user out, or lets them in again. Doing so twice is no error.
+    fn set_disabled<'a>(&'a self, username: &'a str, disabled: bool) -> StoreFuture<'a, ()>;
+
+    /// Removes a user. Their id is never given to another one.
+    fn remove<'a>(&'a self, username: &'a str) -> StoreFuture<'a, ()>;
+
+    /// Adds all of these users or, at the first failure, none. `Duplicate` names the one in the way.
+    fn import(&self, users: Vec<NewUser>) -> StoreFuture<'_, ()>;
+
+    /// Whether the store answers at all: one cheap read.
+    fn ping(&self) -> StoreFuture<'_, ()>;
+}
+
+/// A user as the store has it.
+#[derive(Clone, Eq, PartialEq)]
+pub struct UserRecord {
+    /// Never reused: a token that outlives its user can never become somebody else's.
+    pub id: i64,
+    /// As it was written when the user was added, which need not be as it was typed at login.
+    pub username: String,
+    /// A PHC string. Secret: it is in no log, no error and no `Debug` output.
+    pub password_hash: String,
+    /// A role's name; it need not be configured any longer.
+    pub role: String,
+    /// The name for people to read.
+    pub name: Option<String>,
+    /// The e-mail address, unchecked.
+    pub email: Option<String>,
+    /// A disabled user cannot log in.
+    pub disabled: bool,
+    /// Unix time in seconds.
+    pub created_at: i64,
+    /// Unix time in seconds of the last change of anything above.
+    pub changed_at: i64,
+}
+
+impl fmt::Debug for UserRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UserRecord")
+            .field("id", &self.id)
+            .field("username", &self.username)
+            .field("role", &self.role)
+            .field("disabled", &self.disabled)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A user to be added. The fields are those of [`UserRecord`].
+#[derive(Clone)]
+pub struct NewUser {
+    /// The name, already in the form in which it is stored.
+    pub username: Username,
+    /// A PHC string.
+    pub password_hash: String,
+    /// A role's name.
+    pub role: String,
+    /// The name for people to read.
+    pub name: Option<String>,
+    /// The e-mail address.
+    pub email: Option<String>,
+    /// Whether the user starts locked out.
+    pub disabled: bool,
+}
+
+impl fmt::Debug for NewUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewUser")
+            .field("username", &self.username)
+            .field("role", &self.role)
+            .field("disabled", &self.disabled)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A user name in the only form that is stored: NFC, 1 to [`MAX_USERNAME_BYTES`] bytes, no control
+/// characters or line separators, no blank at either end. Any other Unicode is a name.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Username(String);
+
+/// Why a text is no user name.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum UsernameError {
+    /// Nothing in it.
+    Empty,
+    /// More than [`MAX_USERNAME_BYTES`].
+    TooLong,
+    /// A control character (NUL among them) or a line or paragraph separator.
+    Control,
+    /// A blank at the beginning or the end, where nobody sees it.
+    Blank,
+}
+
+impl Username {
+    /// Normalises `raw` to NFC and checks it.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn parse(raw: &str) -> Result<Username, UsernameError> {
+        // NFC can triple a text's length: what is far too long is not worth normalising.
+        if raw.len() > MAX_USERNAME_BYTES * 3 {
+            return Err(UsernameError::TooLong);
+        }
+        let name: String = if is_nfc(raw) { raw.to_owned() } else { raw.nfc().collect() };
+        if name.is_empty() {
+            Err(UsernameError::Empty)
+        } else if name.len() > MAX_USERNAME_BYTES {
+            Err(UsernameError::TooLong)
+        } else if name.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')) {
+            Err(UsernameError::Control)
+        } else if name.starts_with(char::is_whitespace) || name.ends_with(char::is_whitespace) {
+            Err(UsernameError::Blank)
+        } else {
+            Ok(Username(name))
+        }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Username {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for UsernameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UsernameError::Empty => f.write_str("a user name cannot be empty"),
+            UsernameError::TooLong => {
+                write!(f, "a user name has at most {MAX_USERNAME_BYTES} bytes")
+            }
+            UsernameError::Control => {
+                f.write_str("a user name cannot contain control characters or line breaks")
+            }
+            UsernameError::Blank => f.write_str("a user name cannot begin or end with a blank"),
+        }
+    }
+}
+
+impl Error for UsernameError {}
+
+/// What a driver said, kept for the log: [`StoreError`]'s own text does not repeat it.
+pub type Cause = Box<dyn Error + Send + Sync>;
+
+/// Why a store could not do what it was asked.
+///
+/// The text is one sentence that names the store and says what to do; the driver's own words are the
+/// [`source`](Error::source).
+#[derive(Debug)]
+pub enum StoreError {
+    /// Something that is not a file stands at the path.
+    NotAFile(PathBuf),
+    /// The file or its folder could not be made.
+    CannotCreate(PathBuf, std::io::Error),
+    /// The file is no SQLite database, or a damaged one. It was not changed.
+    Corrupt(PathBuf, Option<Cause>),
+    /// The database belongs to another application. It was not changed.
+    Foreign(PathBuf),
+    /// The database was written by a later version of Portcullis. It was not changed.
+    Newer(PathBuf),
+    /// The file or its folder may not be opened or written.
+    Unwritable(PathBuf, Cause),
+    /// The disk is full. The change was not made.
+    Full(PathBuf, Cause),
+    /// Another process has kept the database locked. The change was not made.
+    Busy(PathBuf, Option<Cause>),
+    /// The store cannot be reached, for a reason that none of the others names.
+    Unavailable(PathBuf, Cause),
+    /// The user name is taken, perhaps in another letter case.
+    Duplicate(String),
+    /// There is no user of that name.
+    NotFound(String),
+    /// The store takes no changes, a CMS's own table for example.
+    ReadOnly,
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::NotAFile(path) => write!(
+                f,
+                "{} is not a file, so it cannot hold the user database: name a file in `users`",
+                path.display()
+            ),
+            StoreError::CannotCreate(path, cause) => write!(
+                f,
+                "cannot create the user database {} ({cause}): make its folder writable for the user that \
+                 runs the gateway",
+                path.display()
+            ),
+            StoreError::Corrupt(path, _) => write!(
+                f,
+                "the user database {} is damaged or not an SQLite file, and was left as it is: restore it \
+                 from a backup, or move it away to begin with an empty one",
+                path.display()
+            ),
+            StoreError::Foreign(path) => write!(
+                f,
+                "{} is another application's database, and was left as it is: name a file of the gateway's \
+                 own in `users`",
+                path.display()
+            ),
+            StoreError::Newer(path) => write!(
+                f,
+                "the user database {} was written by a later version of Portcullis, and was left as it is: \
+                 run that version",
+                path.display()
+            ),
+            StoreError::Unwritable(path, _) => write!(
+                f,
+                "the user database {} cannot be opened for writing: make the file and its folder writable \
+                 for the user that runs the gateway",
+                path.display()
+            ),
+            StoreError::Full(path, _) => write!(
+                f,
+                "no space is left on the disk that holds the user database {}, nothing was changed: free \
+                 some and try again",
+                path.display()
+            ),
+            StoreError::Busy(path, _) => write!(
+                f,
+                "the user database {} is locked by another process, nothing was changed: try again when \
+                 that one is done",
+                path.display()
+            ),
+            StoreError::Unavailable(path, _) => write!(
+                f,
+                "the user database {} cannot be read or written: check the disk that holds it",
+                path.display()
+            ),
+            StoreError::Duplicate(name) => {
+                write!(f, "there is a user `{name}` already (letter case makes no difference)")
+            }
+            StoreError::NotFound(name) => write!(f, "there is no user `{}`", name.escape_debug()),
+            StoreError::ReadOnly => {
+                f.write_str("this user store is read-only: change its users in the system that owns them")
+            }
+        }
+    }
+}
+
+impl Error for StoreError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            StoreError::CannotCreate(_, cause) => Some(cause),
+            StoreError::Corrupt(_, Some(cause))
+            | StoreError::Busy(_, Some(cause))
+            | StoreError::Unwritable(_, cause)
+            | StoreError::Full(_, cause)
+            | StoreError::Unavailable(_, cause) => Some(cause.as_ref()),
+            StoreError::NotAFile(_)
+            | StoreError::Corrupt(_, None)
+            | StoreError::Busy(_, None)
+            | StoreError::Foreign(_)
+            | StoreError::Newer(_)
+            | StoreError::Duplicate(_)
+            | StoreError::NotFound(_)
+            | StoreError::ReadOnly => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_name_is_any_visible_text_of_bounded_length() {
+        let long = "x".repeat(MAX_USERNAME_BYTES);
+        for (raw, is) in [
+            ("vera", Ok("vera")),
+            ("Vera Ödegård", Ok("Vera Ödegård")),
+            ("o\u{308}de", Ok("öde")),
+            ("日本 語", Ok("日本 語")),
+            ("vera@example.org", Ok("vera@example.org")),
+            (long.as_str(), Ok(long.as_str())),
+            ("", Err(UsernameError::Empty)),
+            (" vera", Err(UsernameError::Blank)),
+            ("vera\u{a0}", Err(UsernameError::Blank)),
+            ("ve\nra", Err(UsernameError::Control)),
+            ("ve\u{0}ra", Err(UsernameError::Control)),
+            ("ve\u{85}ra", Err(UsernameError::Control)),
+            ("ve\u{2028}ra", Err(UsernameError::Control)),
+            (&format!("{long}x"), Err(UsernameError::TooLong)),
+            (&"\u{390}".repeat(300), Err(UsernameError::TooLong)),
+        ] {
+            assert_eq!(Username::parse(raw).as_ref().map(Username::as_str), is.as_ref().copied(), "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn a_hash_is_in_no_debug_output() {
+        let user = NewUser {
+            username: Username::parse("vera").unwrap(),
+            password_hash: "$argon2id$secret".into(),
+            role: "Viewer".into(),
+            name: None,
+            email: None,
+            disabled: false,
+        };
+        assert!(!format!("{user:?}").contains("secret"));
+        let record = UserRecord {
+            id: 1,
+            username: "vera".into(),
+            password_hash: "$argon2id$secret".into(),
+            role: "Viewer".into(),
+            name: None,
+            email: None,
+            disabled: false,
+            created_at: 0,
+            changed_at: 0,
+        };
+        assert!(!format!("{record:?}").contains("secret"));
+    }
+}
