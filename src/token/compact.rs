@@ -90,7 +90,9 @@ impl Header {
 /// `typ` is a media type, compared without regard to case and with `application/` optional
 /// (RFC 7515 §4.1.9); `at+jwt` is an access token's (RFC 9068 §2.1).
 fn is_jwt(typ: &str) -> bool {
-    ["JWT", "at+jwt", "application/jwt", "application/at+jwt"].iter().any(|known| known.eq_ignore_ascii_case(typ))
+    ["JWT", "at+jwt", "application/jwt", "application/at+jwt"]
+        .iter()
+        .any(|known| known.eq_ignore_ascii_case(typ))
 }
 
 /// A token that has been decoded and nothing else: anybody may have written it.

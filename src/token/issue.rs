@@ -188,7 +188,10 @@ mod tests {
             names,
             ["iss", "sub", "aud", "exp", "iat", "jti", "sid", "preferred_username", "role", "name"]
         );
-        assert_eq!((&claims["sub"], &claims["exp"], &claims["iat"]), (&"7".into(), &4600.into(), &1000.into()));
+        assert_eq!(
+            (&claims["sub"], &claims["exp"], &claims["iat"]),
+            (&"7".into(), &4600.into(), &1000.into())
+        );
         assert_eq!(claims["jti"], issued.jti);
         assert_eq!(issued.jti.len(), 22, "128 bits in base64url");
         assert_ne!(claims["sid"], claims["jti"]);

@@ -129,21 +129,38 @@ impl FromStr for Algorithm {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum KeyError {
     /// No PEM section with the wanted label; `found` is the first label there is.
-    NoPem { wanted: &'static str, found: Option<String> },
+    NoPem {
+        wanted: &'static str,
+        found: Option<String>,
+    },
     /// A PEM section with the right label whose content is damaged or of a kind not known here.
-    Unreadable { wanted: &'static str },
+    Unreadable {
+        wanted: &'static str,
+    },
     /// An HMAC secret that could be guessed.
-    WeakSecret { algorithm: Algorithm, bytes: usize, least: usize },
+    WeakSecret {
+        algorithm: Algorithm,
+        bytes: usize,
+        least: usize,
+    },
     /// An RSA modulus out of bounds; `bits` where it is known.
-    RsaSize { bits: Option<usize> },
+    RsaSize {
+        bits: Option<usize>,
+    },
+    /// An RSA modulus that Infineon's faulty chips made (CVE-2017-15361, "ROCA"): it can be factored.
+    Roca,
     /// An RSA public exponent that is even, below 3 or above 33 bits.
     RsaExponent,
     /// Numbers that are no public key: a point off its curve, a wrong length.
     NotAPublicKey,
     /// A secret for a public-key algorithm, or the other way round.
-    Unfit { algorithm: Algorithm },
+    Unfit {
+        algorithm: Algorithm,
+    },
     /// None of the algorithms that the issuer may use goes with this key.
-    NotAllowed { kind: &'static str },
+    NotAllowed {
+        kind: &'static str,
+    },
     /// A `kid` must be non-empty and printable.
     BadKid,
     UnknownAlgorithm,
@@ -186,6 +203,7 @@ impl fmt::Display for KeyError {
             Self::RsaSize { bits: None } => {
                 f.write_str("the RSA key is too small or too large, 2048 to 8192 bits are accepted")
             }
+            Self::Roca => f.write_str("the RSA key can be factored (CVE-2017-15361, ROCA); replace it"),
             Self::RsaExponent => {
                 f.write_str("the RSA key's public exponent is not an odd number from 3 to 2^33")
             }
@@ -203,7 +221,9 @@ impl fmt::Display for KeyError {
             Self::UnknownAlgorithm => {
                 f.write_str("not an algorithm: EdDSA, ES256, ES384, RS256, PS256, HS256, HS384 and HS512 are")
             }
-            Self::JwksSyntax => f.write_str("the JWKS is not a JSON object, or a member in it is named twice"),
+            Self::JwksSyntax => {
+                f.write_str("the JWKS is not a JSON object, or a member in it is named twice")
+            }
             Self::JwksShape => f.write_str("the JWKS has no array `keys`"),
             Self::Library => f.write_str("the cryptographic library could not make or use the key"),
         }
@@ -234,10 +254,11 @@ impl SigningKey {
     /// algorithm it is for; an RSA key takes `configured` if that is RS256 or PS256, else RS256.
     ///
     /// # Errors
-    /// `NoPem`, `Unreadable`, `RsaSize`, `RsaExponent`, `BadKid`.
+    /// `NoPem`, `Unreadable`, `RsaSize`, `RsaExponent`, `Roca`, `BadKid`.
     pub fn from_pkcs8_pem(kid: &str, pem: &str, configured: Algorithm) -> Result<Self, KeyError> {
         const WANTED: &str = "PRIVATE KEY";
-        let section = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| pem_error(pem, WANTED))?;
+        let section =
+            PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| pem_error(pem, WANTED))?;
         let der = section.secret_pkcs8_der();
         let utils = &DEFAULT_PROVIDER.key_utils;
 
@@ -371,7 +392,7 @@ impl VerifyingKey {
     /// each of the `allowed` algorithms that it can be for: two only for RSA with RS256 and PS256.
     ///
     /// # Errors
-    /// `NoPem`, `Unreadable`, `RsaSize`, `RsaExponent`; `NotAllowed` if nothing is left.
+    /// `NoPem`, `Unreadable`, `RsaSize`, `RsaExponent`, `Roca`; `NotAllowed` if nothing is left.
     pub fn from_public_key_pem(
         kid: Option<&str>,
         pem: &str,
@@ -412,8 +433,8 @@ impl VerifyingKey {
         self.algorithm
     }
 
-    /// Whether `signature` is this key's over `signed`, both raw bytes.
-    #[expect(clippy::ptr_arg, reason = "jsonwebtoken's verifiers take a `&Vec`; a slice would be copied")]
+    /// Whether `signature` is this key's over `signed`, both raw bytes. A `&Vec` because that is what
+    /// jsonwebtoken's verifiers take; a slice would have to be copied.
     pub(super) fn verifies(&self, signed: &[u8], signature: &Vec<u8>) -> bool {
         // Made anew each time because the trait object is neither `Send` nor `Sync`, and a key is
         // shared by all threads. It copies the key's bytes, which the signature check dwarfs.
@@ -500,7 +521,9 @@ impl fmt::Display for SkipReason {
             Self::OtherUse => f.write_str("it is not for checking signatures"),
             Self::Secret => f.write_str("it holds a private or symmetric key, which must not be published"),
             Self::AlgorithmUnfit => f.write_str("its `alg` is not supported or does not go with the key"),
-            Self::AlgorithmNotAllowed => f.write_str("its algorithm is not among those allowed for the issuer"),
+            Self::AlgorithmNotAllowed => {
+                f.write_str("its algorithm is not among those allowed for the issuer")
+            }
             Self::DuplicateKid => f.write_str("an earlier key has the same `kid` and algorithm"),
             Self::Refused(error) => error.fmt(f),
         }
@@ -627,9 +650,27 @@ fn rsa_key(n: &[u8], e: &[u8]) -> Result<DecodingKey, KeyError> {
     if !odd || e == [1] || bit_length(e) > 33 {
         return Err(KeyError::RsaExponent);
     }
+    if is_roca(n) {
+        return Err(KeyError::Roca);
+    }
     let components = RsaPublicKeyComponents { n, e };
     components.to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256).map_err(|_| KeyError::NotAPublicKey)?;
     Ok(DecodingKey::from_rsa_raw_components(n, e))
+}
+
+/// Whether the modulus is, modulo every one of these primes, a power of 65537: so it is for each key
+/// of the faulty chips, and for another by a chance of less than one in 2^100 (Nemec et al.,
+/// "The Return of Coppersmith's Attack", 2017, §2.2).
+fn is_roca(n: &[u8]) -> bool {
+    const PRIMES: [u32; 38] = [
+        3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101,
+        103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167,
+    ];
+    PRIMES.into_iter().all(|prime| {
+        let residue = n.iter().fold(0, |rest, byte| (rest * 256 + u32::from(*byte)) % prime);
+        let powers = std::iter::successors(Some(1), |power| Some(power * (65537 % prime) % prime));
+        powers.take(prime as usize).any(|power| power == residue)
+    })
 }
 
 fn without_leading_zeros(bytes: &[u8]) -> &[u8] {
@@ -700,8 +741,7 @@ mod tests {
                 ParsedPublicKey::new(&ED25519, x).unwrap().as_der().unwrap().as_ref().to_vec()
             }
             PublicNumbers::Ec { crv, x, y } => {
-                let curve =
-                    if *crv == "P-256" { &ECDSA_P256_SHA256_FIXED } else { &ECDSA_P384_SHA384_FIXED };
+                let curve = if *crv == "P-256" { &ECDSA_P256_SHA256_FIXED } else { &ECDSA_P384_SHA384_FIXED };
                 let point = [&[4], &x[..], &y[..]].concat();
                 ParsedPublicKey::new(curve, point).unwrap().as_der().unwrap().as_ref().to_vec()
             }
@@ -721,8 +761,7 @@ mod tests {
             let (from_jwks, skipped) =
                 parse_jwks(&jwks(std::slice::from_ref(&key)).to_string(), &Algorithm::ASYMMETRIC).unwrap();
             assert_eq!(skipped, []);
-            let from_pem =
-                VerifyingKey::from_public_key_pem(None, &public_pem(&key), &[algorithm]).unwrap();
+            let from_pem = VerifyingKey::from_public_key_pem(None, &public_pem(&key), &[algorithm]).unwrap();
             for other in [&key.verifying_key(), &from_jwks[0], &from_pem[0]] {
                 assert_eq!(other.algorithm(), algorithm);
                 assert!(other.verifies(b"text", &signature), "{algorithm}");
@@ -748,7 +787,10 @@ mod tests {
         let ps = SigningKey::from_pkcs8_pem("k", &pem, Algorithm::PS256).unwrap();
         assert!(!ps.verifying_key().verifies(b"text", &rs.sign(b"text").unwrap()));
         let both = VerifyingKey::from_public_key_pem(None, &public_pem(&rs), &Algorithm::ASYMMETRIC).unwrap();
-        assert_eq!(both.iter().map(VerifyingKey::algorithm).collect::<Vec<_>>(), [rs.algorithm(), ps.algorithm()]);
+        assert_eq!(
+            both.iter().map(VerifyingKey::algorithm).collect::<Vec<_>>(),
+            [rs.algorithm(), ps.algorithm()]
+        );
     }
 
     #[test]
@@ -764,7 +806,10 @@ mod tests {
         for entry in entries {
             let members = entry.as_object().unwrap();
             for name in members.keys() {
-                assert!(["kty", "crv", "x", "y", "n", "e", "kid", "alg", "use"].contains(&name.as_str()), "{name}");
+                assert!(
+                    ["kty", "crv", "x", "y", "n", "e", "kid", "alg", "use"].contains(&name.as_str()),
+                    "{name}"
+                );
             }
             assert!(["kid", "alg", "use"].iter().all(|name| members.contains_key(*name)));
         }
@@ -785,7 +830,11 @@ mod tests {
             (Algorithm::EdDSA, 64, false),
         ] {
             let secret = vec![1; bytes];
-            assert_eq!(VerifyingKey::from_secret(None, &secret, algorithm).is_ok(), ok, "{algorithm} {bytes}");
+            assert_eq!(
+                VerifyingKey::from_secret(None, &secret, algorithm).is_ok(),
+                ok,
+                "{algorithm} {bytes}"
+            );
             assert_eq!(SigningKey::from_secret("k", &secret, algorithm).is_ok(), ok, "{algorithm} {bytes}");
         }
         assert!(generate_pkcs8_pem(Algorithm::HS256).is_err());
@@ -819,13 +868,12 @@ mod tests {
 
     #[test]
     fn a_public_key_for_none_of_the_allowed_algorithms_is_refused() {
-        let key = SigningKey::from_pkcs8_pem(
-            "k",
-            &generate_pkcs8_pem(Algorithm::ES256).unwrap(),
-            Algorithm::ES256,
-        );
+        let key =
+            SigningKey::from_pkcs8_pem("k", &generate_pkcs8_pem(Algorithm::ES256).unwrap(), Algorithm::ES256);
         let pem = public_pem(&key.unwrap());
-        for allowed in [&[][..], &[Algorithm::ES384], &[Algorithm::HS256], &[Algorithm::RS256, Algorithm::EdDSA]] {
+        for allowed in
+            [&[][..], &[Algorithm::ES384], &[Algorithm::HS256], &[Algorithm::RS256, Algorithm::EdDSA]]
+        {
             let error = VerifyingKey::from_public_key_pem(None, &pem, allowed).unwrap_err();
             assert_eq!(error, KeyError::NotAllowed { kind: "a P-256 key" });
         }

@@ -181,7 +181,11 @@ impl Verifier {
             IssuerKind::Own => {
                 required_text(claims, "jti")?;
                 let username = required_text(claims, "preferred_username")?;
-                (subject.to_owned(), Some(username.to_owned()), Some(required_text(claims, "role")?.to_owned()))
+                (
+                    subject.to_owned(),
+                    Some(username.to_owned()),
+                    Some(required_text(claims, "role")?.to_owned()),
+                )
             }
             IssuerKind::Trusted(trusted) => {
                 let username = match trusted.user_claim.find(claims) {
@@ -308,7 +312,9 @@ fn date(claims: &Object, name: &'static str) -> Result<Option<u64>, InvalidToken
     let seconds = match (value.as_u64(), value.as_f64()) {
         (Some(seconds), _) => Some(seconds),
         // In range, so the cast only cuts the fraction.
-        (None, Some(seconds)) if (0.0..=LAST_DATE as f64).contains(&seconds) && seconds.is_sign_positive() => {
+        (None, Some(seconds))
+            if (0.0..=LAST_DATE as f64).contains(&seconds) && seconds.is_sign_positive() =>
+        {
             Some(seconds as u64)
         }
         _ => None,
@@ -339,7 +345,9 @@ mod tests {
     fn fresh_key(kid: &str, algorithm: Algorithm) -> SigningKey {
         match algorithm.least_secret_bytes() {
             Some(_) => SigningKey::from_secret(kid, &SECRET, algorithm).unwrap(),
-            None => SigningKey::from_pkcs8_pem(kid, &generate_pkcs8_pem(algorithm).unwrap(), algorithm).unwrap(),
+            None => {
+                SigningKey::from_pkcs8_pem(kid, &generate_pkcs8_pem(algorithm).unwrap(), algorithm).unwrap()
+            }
         }
     }
 
@@ -444,18 +452,30 @@ mod tests {
         let verifier = verifier(vec![own(&[secret_key()])]);
         assert!(verify(&verifier, &claims()).is_ok());
         for name in ["iss", "sub", "aud", "exp", "iat", "jti", "role", "preferred_username"] {
-            assert_eq!(verify(&verifier, &without(claims(), name)).err(), invalid(MissingClaim(name)), "{name}");
+            assert_eq!(
+                verify(&verifier, &without(claims(), name)).err(),
+                invalid(MissingClaim(name)),
+                "{name}"
+            );
             assert_eq!(verify(&verifier, &with(claims(), name, Value::Null)).err(), invalid(BadClaim(name)));
             assert_eq!(verify(&verifier, &with(claims(), name, json!(true))).err(), invalid(BadClaim(name)));
             assert_eq!(verify(&verifier, &with(claims(), name, json!({}))).err(), invalid(BadClaim(name)));
         }
         for name in ["iss", "sub", "jti", "role", "preferred_username"] {
             for wrong in [json!(7), json!(""), json!(["a"])] {
-                assert_eq!(verify(&verifier, &with(claims(), name, wrong)).err(), invalid(BadClaim(name)), "{name}");
+                assert_eq!(
+                    verify(&verifier, &with(claims(), name, wrong)).err(),
+                    invalid(BadClaim(name)),
+                    "{name}"
+                );
             }
         }
         for name in ["sid", "name", "email"] {
-            assert_eq!(verify(&verifier, &with(claims(), name, json!(7))).err(), invalid(BadClaim(name)), "{name}");
+            assert_eq!(
+                verify(&verifier, &with(claims(), name, json!(7))).err(),
+                invalid(BadClaim(name)),
+                "{name}"
+            );
             for nothing in [json!(""), Value::Null] {
                 assert!(verify(&verifier, &with(claims(), name, nothing)).is_ok(), "{name}");
             }
@@ -466,15 +486,23 @@ mod tests {
                 assert_eq!(refused, invalid(UnfitText(name)), "{name} {text:?}");
             }
         }
-        assert_eq!(verify(&verifier, &with(claims(), "name", json!("a\nb"))).err(), invalid(UnfitText("name")));
-        assert!(verify(&verifier, &with(claims(), "name", json!("Vera "))).is_ok(), "nobody is told apart by it");
+        assert_eq!(
+            verify(&verifier, &with(claims(), "name", json!("a\nb"))).err(),
+            invalid(UnfitText("name"))
+        );
+        assert!(
+            verify(&verifier, &with(claims(), "name", json!("Vera "))).is_ok(),
+            "nobody is told apart by it"
+        );
     }
 
     #[test]
     fn a_date_is_a_sane_number_of_seconds() {
         let verifier = verifier(vec![own(&[secret_key()])]);
         for name in ["exp", "iat", "nbf"] {
-            for wrong in ["\"1000060\"", "-1", "-0.5", "-0.0", "1e300", "253402300800", "18446744073709551616", "[1]"] {
+            for wrong in
+                ["\"1000060\"", "-1", "-0.5", "-0.0", "1e300", "253402300800", "18446744073709551616", "[1]"]
+            {
                 let text = with(claims(), name, json!("PLACE")).to_string().replace("\"PLACE\"", wrong);
                 let token = signed(&secret_key(), r#"{"alg":"HS256"}"#, &text);
                 let refused = verifier.verify(&token, NOW).err();
@@ -577,7 +605,11 @@ mod tests {
         let verifier = verifier(vec![own(std::slice::from_ref(&rsa))]);
         let jwk = rsa.public_jwk().unwrap();
         // The attacker's secret is text that everybody can read: the public key in its usual forms.
-        for secret in [jwk.to_string(), jwk["n"].as_str().unwrap().to_owned(), jwks(&[rsa.clone()]).to_string()] {
+        for secret in [
+            jwk.to_string(),
+            jwk["n"].as_str().unwrap().to_owned(),
+            jwks(std::slice::from_ref(&rsa)).to_string(),
+        ] {
             let key = SigningKey::from_secret("k1", secret.as_bytes(), Algorithm::HS256).unwrap();
             for header in [r#"{"alg":"HS256","kid":"k1"}"#, r#"{"alg":"HS256"}"#] {
                 let refused = verifier.verify(&signed(&key, header, &text), NOW).err();
@@ -681,14 +713,23 @@ mod tests {
             ("a.b.roles", nobody, json!({ "a": { "b": { "roles": ["Editor"] } } }), Ok(Some("Editor"))),
             ("a.b.roles", nobody, json!({ "a": { "b": "roles" } }), Ok(None)),
             ("a.b.roles", nobody, json!({ "a": ["b"] }), Ok(None)),
-            ("https://x.example/role", nobody, json!({ "https://x.example/role": "Editor" }), Ok(Some("Editor"))),
+            (
+                "https://x.example/role",
+                nobody,
+                json!({ "https://x.example/role": "Editor" }),
+                Ok(Some("Editor")),
+            ),
             ("a.b", nobody, json!({ "a.b": "Viewer", "a": { "b": "Editor" } }), Ok(Some("Viewer"))),
         ] {
             let verifier = verifier(vec![foreign(&secret_key(), trusted(path, map))]);
             let mut claims = foreign_claims();
             claims.as_object_mut().unwrap().extend(claim.as_object().unwrap().clone());
             let expected = role.map(|role| role.map(str::to_owned)).map_err(TokenError::Invalid);
-            assert_eq!(verify(&verifier, &claims).map(|claims| claims.role.clone()), expected, "{path} {claim}");
+            assert_eq!(
+                verify(&verifier, &claims).map(|claims| claims.role.clone()),
+                expected,
+                "{path} {claim}"
+            );
         }
         let none = Trusted { role_claim: None, ..trusted("role", &[]) };
         let verifier = verifier(vec![foreign(&secret_key(), none)]);
@@ -704,7 +745,11 @@ mod tests {
             ("profile.login", with(foreign_claims(), "profile", json!({ "login": "u" })), Ok(Some("u"))),
             ("email", foreign_claims(), Ok(None)),
             ("nick", with(foreign_claims(), "nick", json!(5)), Err(InvalidToken::BadClaim("user_claim"))),
-            ("nick", with(foreign_claims(), "nick", json!("admin ")), Err(InvalidToken::UnfitText("user_claim"))),
+            (
+                "nick",
+                with(foreign_claims(), "nick", json!("admin ")),
+                Err(InvalidToken::UnfitText("user_claim")),
+            ),
             ("nick", with(foreign_claims(), "nick", json!("")), Err(InvalidToken::UnfitText("user_claim"))),
         ] {
             let kind = Trusted {

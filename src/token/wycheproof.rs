@@ -3,10 +3,15 @@
 //! They are read from the folder that `PORTCULLIS_VECTORS` names, else from
 //! `../shared/vectors/wycheproof`; where there are none the tests say `SKIPPED` and pass.
 //!
-//! Left out, with the reason: HMAC tags shorter than the hash (JWS has no truncated tags,
-//! RFC 7518 §3.2, so there every vector must be refused, the valid ones too) and HMAC keys shorter
-//! than the hash, which are refused as keys. Everything else must get the verdict of its file,
-//! "acceptable" counting as invalid.
+//! Everything must get the verdict of its file, "acceptable" counting as invalid, but for these:
+//!
+//! - HMAC keys shorter than the hash are refused as keys, and HMAC tags cut short are refused even
+//!   where the file calls them valid: JWS has none (RFC 7518 §3.2).
+//! - JWS with RS384, RS512, PS384, PS512 and ES512, which are not algorithms here, and with an empty
+//!   payload, which is no claims set, are refused.
+//! - The group `jws_duplicate_kid` has two secrets of one name. There is no way to configure that
+//!   here; that a JWKS cannot bring it either is shown beside `parse_jwks`.
+//! - Four of the group `base64` cannot hold for anybody (see [`MISLABELLED`]).
 
 use std::path::PathBuf;
 
@@ -53,7 +58,8 @@ fn signatures(name: &str, algorithm: Algorithm) {
         let mut keys = VerifyingKey::from_public_key_pem(None, pem, &[algorithm]).unwrap();
         let jwk = group.get("publicKeyJwk").or_else(|| group.get("keyJwk"));
         if let Some(jwk) = jwk {
-            let (from_jwk, skipped) = parse_jwks(&json!({ "keys": [jwk] }).to_string(), &[algorithm]).unwrap();
+            let (from_jwk, skipped) =
+                parse_jwks(&json!({ "keys": [jwk] }).to_string(), &[algorithm]).unwrap();
             assert_eq!(skipped, [], "{jwk}");
             keys.extend(from_jwk);
         }
@@ -123,6 +129,7 @@ fn keys_of(group: &Value) -> Vec<VerifyingKey> {
     }
 }
 
+/// A secret of the group, if it is one that is accepted here.
 fn secret_of(jwk: &Value) -> Option<VerifyingKey> {
     let algorithm = Algorithm::from_name(jwk["alg"].as_str()?)?;
     let secret = super::compact::decode(jwk["k"].as_str()?).ok()?;
@@ -135,22 +142,54 @@ fn judge(token: &str, keys: &[VerifyingKey]) -> Result<(), InvalidToken> {
     check_signature(keys, &Header::read(&parts.header)?, &parts)
 }
 
+/// Two that are called invalid are, byte for byte, the group's `ValidMac`; two that are called valid
+/// hold a `?`, which is no base64url.
+const MISLABELLED: [(&str, bool); 4] = [
+    ("invalidBase64Padding", true),
+    ("invalidBase64PaddingInPayload", true),
+    ("InvalidCharacterInsertedInHeader", false),
+    ("InvalidCharacterInsertedInPayload", false),
+];
+
+/// Whether a token is accepted here that the file gives this verdict.
+fn expected(group: &Value, test: &Value, token: &str) -> bool {
+    let mislabelled = MISLABELLED.iter().find(|(comment, _)| test["comment"] == *comment);
+    if let (Some((_, accepted)), true) = (mislabelled, group["comment"] == "base64") {
+        return *accepted;
+    }
+    let ours = Parts::split(token)
+        .is_ok_and(|parts| !matches!(Header::read(&parts.header), Err(InvalidToken::UnsupportedAlgorithm)));
+    is_valid(test) && ours
+}
+
 #[test]
 fn jws_and_jwk_vectors_get_their_verdict() {
-    for name in ["json_web_signature_test.json", "json_web_key_test.json", "json_web_crypto_test.json"] {
+    let mut wrong = Vec::new();
+    for (name, least_accepted) in [
+        ("json_web_signature_test.json", 22),
+        ("json_web_key_test.json", 4),
+        ("json_web_crypto_test.json", 4),
+    ] {
         let Some(file) = vectors(name) else { continue };
-        let mut wrong = Vec::new();
+        let mut accepted = 0;
         for (group, test) in cases(&file) {
-            let Some(token) = test.get("jws") else { continue };
+            let Some(token) = test.get("jws").filter(|_| group["comment"] != "jws_duplicate_kid") else {
+                continue;
+            };
             // The JSON serialization stands as text or as an object.
             let token = token.as_str().map_or_else(|| token.to_string(), str::to_owned);
             let verdict = judge(&token, &keys_of(group));
-            if verdict.is_ok() != is_valid(test) {
-                wrong.push(format!("{} {verdict:?} {} {}", group["comment"], test["comment"], test["flags"]));
+            accepted += usize::from(verdict.is_ok());
+            if verdict.is_ok() != expected(group, test, &token) {
+                wrong.push(format!(
+                    "{name} {} {} {verdict:?} {}",
+                    group["comment"], test["comment"], test["flags"]
+                ));
             }
         }
-        assert!(wrong.is_empty(), "{name}: {} wrong\n{}", wrong.len(), wrong.join("\n"));
+        assert!(accepted >= least_accepted, "{name}: only {accepted} accepted");
     }
+    assert!(wrong.is_empty(), "{} wrong\n{}", wrong.len(), wrong.join("\n"));
 }
 
 #[test]
