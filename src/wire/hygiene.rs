@@ -314,10 +314,17 @@ fn head_end(bytes: &[u8]) -> Option<usize> {
     None
 }
 
-/// Whether a byte may stand in a token (RFC 9110 §5.6.2).
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
+/// The bytes that may stand in a token (RFC 9110 §5.6.2), as a table: every byte of every name is looked up.
+const TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = matches!(byte as u8, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'!' | b'#'..=b'\'' | b'*' | b'+'
+            | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~');
+        byte += 1;
+    }
+    table
+};
 
 /// Checks a complete head and says how its body is framed.
 ///
@@ -346,7 +353,7 @@ pub fn check_head(head: &[u8], limits: &HeadLimits) -> Result<Framing, HeadError
         if matches!(name.last(), Some(b' ' | b'\t')) {
             return Err(HeadError::Fold);
         }
-        if name.is_empty() || !name.iter().copied().all(is_token_byte) {
+        if name.is_empty() || !name.iter().all(|byte| TOKEN[usize::from(*byte)]) {
             return Err(HeadError::HeaderName);
         }
         if value.iter().any(|byte| matches!(byte, 0..=8 | 10..=31 | 127)) {
@@ -426,7 +433,8 @@ fn check_request_line<'a>(line: &'a [u8], limits: &HeadLimits) -> Result<(Option
     if target.len() > limits.target_bytes {
         return Err(HeadError::TargetTooLong);
     }
-    if target.is_empty() || target.iter().any(|byte| matches!(byte, 0..=32 | 127)) {
+    // A fragment is never sent (RFC 9112 §3.2), and parsers differ in whether they cut or keep it.
+    if target.is_empty() || target.iter().any(|byte| matches!(byte, 0..=32 | b'#' | 127)) {
         return Err(HeadError::RequestLine);
     }
     if target[0] == b'/' {
@@ -496,6 +504,7 @@ mod tests {
             ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::MethodRefused),
             ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::MethodRefused),
             ("GET a HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::RequestLine),
+            ("GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::RequestLine),
             ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::RequestLine),
             ("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::AuthorityMismatch),
             ("GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::AuthorityMismatch),

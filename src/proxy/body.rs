@@ -1,0 +1,216 @@
+//! Bodies on their way through: frames as they come, nothing buffered, back-pressure from end to end.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::Instant;
+
+use super::upstream::{Lease, Upstream};
+use crate::wire::headers::HeaderRules;
+
+/// Why a body ended before its end.
+#[derive(Debug)]
+pub enum BodyError {
+    /// The connection that it came from broke.
+    Broken(hyper::Error),
+    /// It is larger than `limits.body_bytes`.
+    TooLarge,
+}
+
+impl std::fmt::Display for BodyError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Broken(_) => f.write_str("the body broke off"),
+            Self::TooLarge => f.write_str("the body is too large"),
+        }
+    }
+}
+
+impl std::error::Error for BodyError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Broken(error) => Some(error),
+            Self::TooLarge => None,
+        }
+    }
+}
+
+/// A request's body on its way to the upstream.
+pub enum RequestBody {
+    /// None.
+    Empty,
+    /// As it comes from the client.
+    Streaming {
+        /// The client's.
+        incoming: Incoming,
+        /// How many bytes may still come.
+        left: u64,
+        /// Which trailers may not pass.
+        rules: Rc<HeaderRules>,
+        /// What the response's deadline depends on.
+        progress: Rc<Progress>,
+    },
+}
+
+/// How an upload gets on: the upstream's time to answer begins when it has everything.
+#[derive(Debug)]
+pub struct Progress {
+    last: Cell<Instant>,
+    waits_for_client: Cell<bool>,
+}
+
+impl Progress {
+    /// An upload that begins now.
+    pub fn begin() -> Rc<Self> {
+        Rc::new(Self { last: Cell::new(Instant::now()), waits_for_client: Cell::new(false) })
+    }
+
+    /// When the upstream last took something; `None` while the client is to send.
+    pub fn last(&self) -> Option<Instant> {
+        (!self.waits_for_client.get()).then(|| self.last.get())
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Self::Streaming { incoming, left, rules, progress } = self.get_mut() else { return Poll::Ready(None) };
+        let polled = Pin::new(incoming).poll_frame(cx);
+        progress.waits_for_client.set(polled.is_pending());
+        let Some(frame) = ready!(polled) else { return Poll::Ready(None) };
+        progress.last.set(Instant::now());
+        let frame = frame.map_err(BodyError::Broken)?;
+        if let Some(data) = frame.data_ref() {
+            *left = left.checked_sub(data.len() as u64).ok_or(BodyError::TooLarge)?;
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        Poll::Ready(Some(Ok(match frame.into_trailers() {
+            Ok(trailers) => Frame::trailers(permitted(trailers, rules)),
+            Err(frame) => frame,
+        })))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Streaming { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Streaming { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}
+
+/// Trailers come after the decision was made, so they must not say anything that it rested on.
+fn permitted(mut trailers: HeaderMap, rules: &HeaderRules) -> HeaderMap {
+    let gone: Vec<_> = trailers.keys().filter(|name| rules.is_forbidden_trailer(name.as_str())).cloned().collect();
+    for name in gone {
+        trailers.remove(name);
+    }
+    trailers
+}
+
+/// A response's body on its way to the client.
+pub enum AnswerBody {
+    /// The gateway's own.
+    Own(Option<Bytes>),
+    /// The upstream's, with the connection that it comes from.
+    Upstream(Box<Relay>),
+}
+
+/// The upstream's response body. When it is complete its connection is free again; dropped before
+/// that, the connection is closed.
+pub struct Relay {
+    incoming: Incoming,
+    lease: Option<Lease>,
+    upstream: Rc<Upstream>,
+    rules: Rc<HeaderRules>,
+    /// Bytes so far, for the log.
+    on_end: Option<Box<dyn FnOnce(u64, bool)>>,
+    bytes: u64,
+}
+
+impl Relay {
+    /// `on_end` is told, once, how many bytes went through and whether that was all.
+    pub fn new(
+        incoming: Incoming,
+        lease: Lease,
+        upstream: Rc<Upstream>,
+        rules: Rc<HeaderRules>,
+        on_end: Box<dyn FnOnce(u64, bool)>,
+    ) -> Self {
+        let mut relay = Self { incoming, lease: Some(lease), upstream, rules, on_end: Some(on_end), bytes: 0 };
+        if relay.incoming.is_end_stream() {
+            relay.complete();
+        }
+        relay
+    }
+
+    fn complete(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.release(&self.upstream);
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let complete = self.lease.is_none();
+        if let Some(on_end) = self.on_end.take() {
+            on_end(self.bytes, complete);
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let relay = match self.get_mut() {
+            Self::Own(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Upstream(relay) => relay,
+        };
+        let Some(frame) = ready!(Pin::new(&mut relay.incoming).poll_frame(cx)) else {
+            relay.complete();
+            return Poll::Ready(None);
+        };
+        let frame = frame.map_err(BodyError::Broken)?;
+        if let Some(data) = frame.data_ref() {
+            relay.bytes += data.len() as u64;
+            if relay.incoming.is_end_stream() {
+                relay.complete();
+            }
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        Poll::Ready(Some(Ok(match frame.into_trailers() {
+            Ok(trailers) => Frame::trailers(permitted(trailers, &relay.rules)),
+            Err(frame) => frame,
+        })))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.is_none(),
+            Self::Upstream(relay) => relay.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Upstream(relay) => relay.incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! One downstream connection: hyper behind the guard, from the first byte to the last.
+//!
+//! [`Guarded`] is what hyper reads from and writes to. It hands on one message at a time, each checked
+//! by `wire::hygiene`, and keeps the deadlines: a head that has begun must end within
+//! `header_timeout`; everything else may take as long as it likes while it moves.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::timer::LazyTimer;
+use super::worker::Worker;
+use crate::wire::answer::Refusal;
+use crate::wire::client::Peer;
+use crate::wire::hygiene::{Guard, HeadError, HeadLimits, Piece};
+
+/// How long the last bytes of a refusal may take to leave.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What the guard and the handler tell each other about a connection. Both run on the same thread;
+/// atomics only because hyper wants the connection's I/O to be `Send` for upgrades.
+#[derive(Debug, Default)]
+pub struct Flags {
+    in_flight: AtomicBool,
+    upgraded: AtomicBool,
+    verdict: Mutex<Option<HeadError>>,
+    waiting: Mutex<Option<Waker>>,
+}
+
+impl Flags {
+    /// From the handler's first look at a request to the last byte of its response.
+    pub fn begin(&self) {
+        self.in_flight.store(true, Ordering::Relaxed);
+    }
+
+    /// The response is complete, or given up: the next message may be read.
+    pub fn end(&self) {
+        self.in_flight.store(false, Ordering::Relaxed);
+        if let Some(waker) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            waker.wake();
+        }
+    }
+
+    /// The bytes that follow are not HTTP any more.
+    pub fn upgrade(&self) {
+        self.upgraded.store(true, Ordering::Relaxed);
+    }
+
+    /// What was wrong with the bytes of the request at hand, if reading stopped for that.
+    pub fn verdict(&self) -> Option<HeadError> {
+        *self.verdict.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refuse(&self, why: HeadError) -> io::Error {
+        *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        io::Error::new(io::ErrorKind::InvalidData, why)
+    }
+
+    fn is_in_flight(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+}
+
+/// One connection, as its handlers see it.
+pub struct Connection {
+    /// Shared with the guard.
+    pub flags: Arc<Flags>,
+    /// The other end; made anew when the configuration that says whom to trust changes.
+    pub peer: RefCell<(u64, Peer)>,
+    /// The other end's address.
+    pub address: SocketAddr,
+    /// For the deadline of the upstream's response: one request at a time.
+    pub timer: RefCell<LazyTimer>,
+    waker: RefCell<Option<Waker>>,
+    closing: Cell<bool>,
+}
+
+impl Connection {
+    /// Ends the connection after the response that is under way, or at once if there is none.
+    pub fn close_soon(&self) {
+        self.closing.set(true);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+/// What a connection may take, from the configuration it began under.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// What a head may measure.
+    pub head: HeadLimits,
+    /// From the first byte of a head to its last.
+    pub header_timeout: Duration,
+    /// Between messages, within a body, and while the client does not read.
+    pub idle_timeout: Duration,
+}
+
+/// Serves `stream` until either side has had enough.
+pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr) {
+    let active = worker.active();
+    let limits = active.connection_limits();
+    let flags = Arc::new(Flags::default());
+    let connection = Rc::new(Connection {
+        flags: Arc::clone(&flags),
+        peer: RefCell::new((active.generation(), Peer::new(address, active.trusted_proxies()))),
+        address,
+        timer: RefCell::default(),
+        waker: RefCell::default(),
+        closing: Cell::new(false),
+    });
+    drop(active);
+    let id = worker.remember(&connection);
+
+    let service = service_fn({
+        let (worker, connection) = (Rc::clone(&worker), Rc::clone(&connection));
+        move |request| Rc::clone(&worker).handle(Rc::clone(&connection), request)
+    });
+    let mut http = http1::Builder::new();
+    http.max_header_size(limits.head.head_bytes.max(8192)).writev(true);
+    if limits.head.headers != 100 {
+        // hyper's own default, for which it needs no allocation.
+        http.max_headers(limits.head.headers);
+    }
+    let io = TokioIo::new(Guarded::new(stream, flags, limits));
+    let mut serving = http.serve_connection(io, service).with_upgrades();
+    let mut told = false;
+    let outcome = poll_fn(|cx| {
+        if !told && connection.closing.get() {
+            told = true;
+            Pin::new(&mut serving).graceful_shutdown();
+        } else if connection.waker.borrow().is_none() {
+            *connection.waker.borrow_mut() = Some(cx.waker().clone());
+        }
+        Pin::new(&mut serving).poll(cx)
+    })
+    .await;
+    worker.forget(id);
+    if outcome.is_err()
+        && let Some(parts) = serving.into_parts()
+    {
+        refuse(&worker, &connection, parts.io.into_inner()).await;
+    }
+}
+
+/// Says why reading stopped, where hyper had no request to answer.
+async fn refuse(worker: &Worker, connection: &Connection, mut io: Guarded) {
+    let Some(why) = connection.flags.verdict().filter(|_| !connection.flags.is_in_flight()) else { return };
+    let bytes = worker.refuse_unread(connection, &Refusal::Head(why));
+    let farewell = async {
+        io.stream.write_all(&bytes).await?;
+        io.stream.shutdown().await?;
+        // What the client still sends is read over, or its reset could overtake our answer.
+        let mut waste = [0; 4096];
+        while tokio::io::AsyncReadExt::read(&mut io.stream, &mut waste).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // Whether the client hears it is its own affair.
+    let _ = tokio::time::timeout(LINGER, farewell).await;
+}
+
+/// See the module.
+struct Guarded {
+    stream: TcpStream,
+    guard: Guard,
+    flags: Arc<Flags>,
+    limits: ConnectionLimits,
+    /// Bytes read but not handed on yet: the beginning of a head, or of the next message.
+    held: Vec<u8>,
+    /// How many of them hyper may have.
+    cleared: usize,
+    /// When what is being waited for began.
+    since: Instant,
+    phase: Phase,
+    reading: LazyTimer,
+    /// When the client stopped taking what it is sent.
+    stalled: Option<Instant>,
+    writing: LazyTimer,
+}
+
+/// What a read waits for.
+#[derive(Clone, Copy, PartialEq)]
+enum Phase {
+    /// The first byte of a message.
+    Idle,
+    /// The rest of a head.
+    Head,
+    /// More of a body.
+    Body,
+    /// Nothing but the news that the client has gone: its request is being answered.
+    Answering,
+}
+
+impl Guarded {
+    fn new(stream: TcpStream, flags: Arc<Flags>, limits: ConnectionLimits) -> Self {
+        Self {
+            stream,
+            guard: Guard::new(limits.head),
+            flags,
+            limits,
+            held: Vec::new(),
+            cleared: 0,
+            since: Instant::now(),
+            phase: Phase::Idle,
+            reading: LazyTimer::default(),
+            stalled: None,
+            writing: LazyTimer::default(),
+        }
+    }
+
+    /// Whether the next message has to wait for the answer to this one.
+    fn must_wait(&self) -> bool {
+        self.guard.between_messages() && self.flags.is_in_flight()
+    }
+
+    fn wait_for_answer(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        *self.flags.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Hands on held bytes that are cleared, or clears some. `None`: more bytes are needed.
+    fn hand_on(&mut self, cx: &Context<'_>, buf: &mut ReadBuf<'_>) -> Option<Poll<io::Result<()>>> {
+        if self.cleared == 0 && !self.held.is_empty() {
+            if self.must_wait() {
+                return Some(self.wait_for_answer(cx));
+            }
+            match self.guard.next(&self.held) {
+                Ok(Piece::Pass(length)) => self.cleared = length,
+                Ok(Piece::Partial) => return None,
+                Err(why) => return Some(Poll::Ready(Err(self.flags.refuse(why)))),
+            }
+        }
+        if self.cleared == 0 {
+            return None;
+        }
+        let length = self.cleared.min(buf.remaining());
+        buf.put_slice(&self.held[..length]);
+        self.held.drain(..length);
+        if self.held.is_empty() {
+            self.held = Vec::new();
+        }
+        self.cleared -= length;
+        Some(Poll::Ready(Ok(())))
+    }
+
+    /// Nothing to read: is it the client's turn, and for how long already?
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let phase = match () {
+            () if !self.guard.between_messages() => Phase::Body,
+            () if !self.held.is_empty() => Phase::Head,
+            () if self.flags.is_in_flight() => Phase::Answering,
+            () => Phase::Idle,
+        };
+        if phase != self.phase {
+            (self.phase, self.since) = (phase, Instant::now());
+        }
+        let limit = match phase {
+            Phase::Answering => return Poll::Pending,
+            Phase::Head => self.limits.header_timeout,
+            Phase::Body | Phase::Idle => self.limits.idle_timeout,
+        };
+        if !self.reading.poll_expired(cx, self.since + limit) {
+            return Poll::Pending;
+        }
+        match phase {
+            // To hyper an idle connection that is given up looks as if the client had closed it.
+            Phase::Idle | Phase::Answering => Poll::Ready(Ok(())),
+            Phase::Head => Poll::Ready(Err(self.flags.refuse(HeadError::HeadTooSlow))),
+            Phase::Body => Poll::Ready(Err(self.flags.refuse(HeadError::BodyTooSlow))),
+        }
+    }
+
+    fn read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut space = [0; 2048];
+        let mut fresh = ReadBuf::new(&mut space);
+        match Pin::new(&mut self.stream).poll_read(cx, &mut fresh) {
+            Poll::Pending => self.wait(cx).map_ok(|()| 0),
+            Poll::Ready(outcome) => {
+                outcome?;
+                self.held.extend_from_slice(fresh.filled());
+                Poll::Ready(Ok(fresh.filled().len()))
+            }
+        }
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.flags.upgraded.load(Ordering::Relaxed) {
+            this.guard.let_all_pass();
+            if this.held.is_empty() {
+                return Pin::new(&mut this.stream).poll_read(cx, buf);
+            }
+        }
+        loop {
+            if !this.held.is_empty() {
+                if let Some(outcome) = this.hand_on(cx, buf) {
+                    return outcome;
+                }
+                // The beginning of a head: nothing of it is handed on before its end has come.
+                if ready!(this.read_more(cx))? == 0 {
+                    return Poll::Ready(Ok(()));
+                }
+                continue;
+            }
+            let before = buf.filled().len();
+            match Pin::new(&mut this.stream).poll_read(cx, buf) {
+                Poll::Pending => return this.wait(cx),
+                Poll::Ready(outcome) => outcome?,
+            }
+            let fresh = &buf.filled()[before..];
+            if fresh.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if this.phase == Phase::Body {
+                this.since = Instant::now();
+            }
+            let pass = if this.must_wait() {
+                0
+            } else {
+                match this.guard.next(fresh) {
+                    Ok(Piece::Pass(length)) => length,
+                    Ok(Piece::Partial) => 0,
+                    Err(why) => return Poll::Ready(Err(this.flags.refuse(why))),
+                }
+            };
+            if pass < fresh.len() {
+                this.held.extend_from_slice(&fresh[pass..]);
+                buf.set_filled(before + pass);
+            }
+            if pass > 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+impl Guarded {
+    /// A client that takes nothing for too long is given up.
+    fn keep_moving(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if outcome.is_ready() {
+            self.stalled = None;
+            return outcome;
+        }
+        let since = *self.stalled.get_or_insert_with(Instant::now);
+        let upgraded = self.flags.upgraded.load(Ordering::Relaxed);
+        if !upgraded && self.writing.poll_expired(cx, since + self.limits.idle_timeout) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.keep_moving(cx, outcome)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.keep_moving(cx, outcome)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,85 @@
+//! A timer for deadlines that almost never come.
+//!
+//! Arming a timer for every request costs more than most of what a request needs. This one stays armed
+//! at some earlier moment, looks at the real deadline when that moment comes, and is armed again only
+//! then: one timer operation a minute instead of one a request.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// See the module. One task polls it.
+#[derive(Debug, Default)]
+pub struct LazyTimer {
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl LazyTimer {
+    /// Whether `deadline` has passed; if not, the task will be woken in time to ask again.
+    pub fn poll_expired(&mut self, cx: &mut Context<'_>, deadline: Instant) -> bool {
+        match &mut self.sleep {
+            Some(sleep) if sleep.deadline() > deadline => sleep.as_mut().reset(deadline),
+            Some(_) => {}
+            None => self.sleep = Some(Box::pin(sleep_until(deadline))),
+        }
+        let sleep = self.sleep.as_mut().expect("armed just now");
+        while sleep.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= deadline {
+                return true;
+            }
+            sleep.as_mut().reset(deadline);
+        }
+        false
+    }
+
+    /// Runs `future` until it ends or `limit` has passed since what `since` names. While that is
+    /// `None`, no time passes; `future` must wake the task when it becomes something.
+    pub async fn within<F: Future>(
+        &mut self,
+        limit: Duration,
+        since: impl Fn() -> Option<Instant>,
+        future: F,
+    ) -> Option<F::Output> {
+        let mut future = std::pin::pin!(future);
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
+            }
+            // What is waited for may have moved on by the time that the timer fires.
+            while let Some(deadline) = since().map(|since| since + limit) {
+                if !self.poll_expired(cx, deadline) {
+                    return Poll::Pending;
+                }
+                if since().is_some_and(|since| since + limit <= Instant::now()) {
+                    return Poll::Ready(None);
+                }
+            }
+            // Look again in a while: nobody is bound to wake this task for the deadline's sake.
+            self.poll_expired(cx, Instant::now() + limit);
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_is_kept_whatever_it_was_armed_for_before() {
+        let mut timer = LazyTimer::default();
+        let begin = Instant::now();
+        for (seconds, work, finishes) in [(60, 1, true), (60, 61, false), (5, 6, false), (90, 89, true), (1, 2, false)] {
+            let started = Instant::now();
+            let outcome =
+                timer.within(Duration::from_secs(seconds), || Some(started), tokio::time::sleep(Duration::from_secs(work))).await;
+            assert_eq!(outcome.is_some(), finishes);
+            assert_eq!(started.elapsed().as_secs(), seconds.min(work));
+        }
+        assert_eq!(begin.elapsed().as_secs(), 1 + 60 + 5 + 89 + 1);
+    }
+}

@@ -1,0 +1,232 @@
+//! Tokens of our own: a subject and the time in, a signed compact JWS out.
+//!
+//! Writes the claims that `verify` requires of our own tokens, and refuses a subject whose token it
+//! would refuse. Not here: who the subject is and whether they may have a token.
+
+use std::fmt;
+use std::time::Duration;
+
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use serde::Serialize;
+
+use super::keys::SigningKey;
+use super::{compact, fits_display, fits_identity};
+
+/// Whom a token is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// `sub`: the local id as text, or whatever the user store knows the user by.
+    pub id: &'a str,
+    /// `preferred_username`
+    pub username: &'a str,
+    pub role: &'a str,
+    pub name: Option<&'a str>,
+    pub email: Option<&'a str>,
+}
+
+/// A token as it was just signed.
+#[derive(Clone)]
+pub struct Issued {
+    /// The compact JWS: a credential.
+    pub token: String,
+    pub jti: String,
+    /// `exp`, in Unix seconds.
+    pub expires_at: u64,
+}
+
+impl fmt::Debug for Issued {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Issued")
+            .field("jti", &self.jti)
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why no token was made.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum IssueError {
+    /// The claim is empty, or has control characters or blanks at an end (see
+    /// [`fits_identity`]): as a header value it would not say who this is.
+    Unfit(&'static str),
+    /// The cryptographic library gave no random number or no signature.
+    Library,
+}
+
+impl fmt::Display for IssueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unfit(claim) => {
+                write!(f, "the user's `{claim}` is empty or has control characters or blanks at an end")
+            }
+            Self::Library => f.write_str("the cryptographic library could not sign the token"),
+        }
+    }
+}
+
+impl std::error::Error for IssueError {}
+
+/// Signs tokens with one key for one issuer and audience.
+#[derive(Clone, Debug)]
+pub struct Signer {
+    key: SigningKey,
+    issuer: String,
+    audience: String,
+    ttl: Duration,
+    /// The encoded header, the same for every token.
+    header: String,
+}
+
+/// The claims in the order in which people read them.
+#[derive(Serialize)]
+struct Written<'a> {
+    iss: &'a str,
+    sub: &'a str,
+    aud: &'a str,
+    exp: u64,
+    iat: u64,
+    jti: &'a str,
+    sid: &'a str,
+    preferred_username: &'a str,
+    role: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    email: Option<&'a str>,
+}
+
+impl Signer {
+    /// `ttl` counts in whole seconds; a fraction is dropped.
+    pub fn new(
+        key: SigningKey,
+        issuer: impl Into<String>,
+        audience: impl Into<String>,
+        ttl: Duration,
+    ) -> Self {
+        let header = serde_json::json!({ "alg": key.algorithm().name(), "kid": key.kid(), "typ": "JWT" });
+        let header = compact::encode(header.to_string().as_bytes());
+        Self { key, issuer: issuer.into(), audience: audience.into(), ttl, header }
+    }
+
+    /// A token that starts at `now` (Unix seconds) and lasts for the configured time, with a fresh
+    /// `jti` and the `sid` of a new login.
+    ///
+    /// # Errors
+    /// `Unfit` for a subject that could not be a header value, `Library` if signing fails.
+    pub fn issue(&self, subject: &Subject<'_>, now: u64) -> Result<Issued, IssueError> {
+        self.issue_for(subject, now, self.ttl)
+    }
+
+    /// Like [`Signer::issue`], with another lifetime.
+    ///
+    /// # Errors
+    /// As [`Signer::issue`].
+    pub fn issue_for(&self, subject: &Subject<'_>, now: u64, ttl: Duration) -> Result<Issued, IssueError> {
+        let identity =
+            [("sub", subject.id), ("preferred_username", subject.username), ("role", subject.role)];
+        for (claim, text) in identity.into_iter().chain(subject.email.map(|email| ("email", email))) {
+            if !fits_identity(text) {
+                return Err(IssueError::Unfit(claim));
+            }
+        }
+        if !subject.name.is_none_or(fits_display) {
+            return Err(IssueError::Unfit("name"));
+        }
+        let (jti, sid) = (random_id()?, random_id()?);
+        let expires_at = now.saturating_add(ttl.as_secs());
+        let claims = Written {
+            iss: &self.issuer,
+            sub: subject.id,
+            aud: &self.audience,
+            exp: expires_at,
+            iat: now,
+            jti: &jti,
+            sid: &sid,
+            preferred_username: subject.username,
+            role: subject.role,
+            name: subject.name,
+            email: subject.email,
+        };
+        let claims = serde_json::to_vec(&claims).map_err(|_| IssueError::Library)?;
+        let mut token = format!("{}.{}", self.header, compact::encode(&claims));
+        let signature = self.key.sign(token.as_bytes()).map_err(|_| IssueError::Library)?;
+        token.push('.');
+        token.push_str(&compact::encode(&signature));
+        Ok(Issued { token, jti, expires_at })
+    }
+}
+
+/// 128 random bits in base64url: never met twice (RFC 7519 §4.1.7).
+fn random_id() -> Result<String, IssueError> {
+    let mut bytes = [0; 16];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| IssueError::Library)?;
+    Ok(compact::encode(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::{Algorithm, decode_without_verifying};
+
+    const VERA: Subject<'_> =
+        Subject { id: "7", username: "vera", role: "Viewer", name: Some("Vera Ödegård"), email: None };
+
+    fn signer() -> Signer {
+        let key = SigningKey::from_secret("k1", &[7; 32], Algorithm::HS256).unwrap();
+        Signer::new(key, "portcullis", "cms", Duration::from_millis(3_600_900))
+    }
+
+    #[test]
+    fn a_token_says_who_it_is_for_and_nothing_that_is_not_known() {
+        let issued = signer().issue(&VERA, 1000).unwrap();
+        assert_eq!(issued.expires_at, 4600, "whole seconds");
+        let seen = decode_without_verifying(&issued.token).unwrap();
+        assert_eq!(seen.header, serde_json::json!({ "alg": "HS256", "kid": "k1", "typ": "JWT" }));
+        let claims = seen.claims.as_object().unwrap();
+        let names: Vec<_> = claims.keys().map(String::as_str).collect();
+        assert_eq!(
+            names,
+            ["iss", "sub", "aud", "exp", "iat", "jti", "sid", "preferred_username", "role", "name"]
+        );
+        assert_eq!(
+            (&claims["sub"], &claims["exp"], &claims["iat"]),
+            (&"7".into(), &4600.into(), &1000.into())
+        );
+        assert_eq!(claims["jti"], issued.jti);
+        assert_eq!(issued.jti.len(), 22, "128 bits in base64url");
+        assert_ne!(claims["sid"], claims["jti"]);
+    }
+
+    #[test]
+    fn no_two_tokens_share_an_id() {
+        let (one, two) = (signer().issue(&VERA, 1).unwrap(), signer().issue(&VERA, 1).unwrap());
+        assert_ne!(one.jti, two.jti);
+        assert_ne!(one.token, two.token);
+    }
+
+    #[test]
+    fn a_lifetime_past_the_end_of_time_does_not_wrap() {
+        let issued = signer().issue_for(&VERA, u64::MAX - 1, Duration::from_secs(60)).unwrap();
+        assert_eq!(issued.expires_at, u64::MAX);
+    }
+
+    #[test]
+    fn a_subject_that_could_not_be_a_header_value_gets_no_token() {
+        for (subject, claim) in [
+            (Subject { id: "", ..VERA }, "sub"),
+            (Subject { username: " vera", ..VERA }, "preferred_username"),
+            (Subject { username: "vera\r\nX-Auth-Role: Admin", ..VERA }, "preferred_username"),
+            (Subject { role: "", ..VERA }, "role"),
+            (Subject { email: Some("v@example.com "), ..VERA }, "email"),
+            (Subject { name: Some("Ve\u{85}ra"), ..VERA }, "name"),
+        ] {
+            assert_eq!(signer().issue(&subject, 1).unwrap_err(), IssueError::Unfit(claim));
+        }
+    }
+
+    #[test]
+    fn debug_output_shows_no_token() {
+        let issued = signer().issue(&VERA, 1).unwrap();
+        assert!(!format!("{issued:?}").contains(&issued.token));
+    }
+}
