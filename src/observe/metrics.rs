@@ -1,0 +1,208 @@
+//! Metrics, all named `portcullis_*`. Label values come from closed sets: rules, decisions and codes
+//! of this program, never a path, a user or anything else that a client sends.
+
+use std::sync::Arc;
+
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// The upper bounds of the duration histogram, in seconds.
+const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
+
+/// Every metric of the process.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    trials: IntCounterVec,
+    refusals: IntCounterVec,
+    responses: [IntCounter; 6],
+    /// How a token was found to be what it is.
+    pub tokens: Tokens,
+    logins: IntCounterVec,
+    /// From the first look at a request to the last byte of its response.
+    pub seconds: Histogram,
+    /// Downstream connections that are open.
+    pub connections: IntGauge,
+    /// Requests that ended in a panic. Always 0, or there is a bug to report.
+    pub panics: IntCounter,
+    /// Access-log lines given up because nobody took them.
+    pub lines_dropped: IntCounter,
+    /// 1 if the configuration file as it is now is in force.
+    pub reload_successful: IntGauge,
+    /// When the configuration in force was loaded, in Unix seconds.
+    pub reload_time: IntGauge,
+    /// Rules in force.
+    pub rules: IntGauge,
+    /// Requests sent again on a fresh connection.
+    pub retries: IntCounter,
+    jwks_age: IntGaugeVec,
+    jwks_failures: IntCounterVec,
+}
+
+/// Counters of token verification, resolved once.
+#[derive(Clone)]
+pub struct Tokens {
+    /// Already verified.
+    pub cached: IntCounter,
+    /// Verified now.
+    pub verified: IntCounter,
+    /// Genuine but expired.
+    pub expired: IntCounter,
+    /// Not genuine.
+    pub invalid: IntCounter,
+}
+
+/// Counters of one rule, resolved when the rules are loaded.
+#[derive(Clone, Debug)]
+pub struct RuleCounters {
+    /// Forwarded.
+    pub allowed: IntCounter,
+    /// Answered 401.
+    pub unauthorized: IntCounter,
+    /// Answered 403.
+    pub forbidden: IntCounter,
+}
+
+impl Metrics {
+    /// All metrics, at zero.
+    ///
+    /// # Panics
+    /// Never: every name is valid and registered once.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let build = |name: &str, help: &str| Opts::new(format!("portcullis_{name}"), help);
+        macro_rules! register {
+            ($metric:expr) => {{
+                let metric = $metric.expect("the name and labels are valid");
+                registry.register(Box::new(metric.clone())).expect("each metric is registered once");
+                metric
+            }};
+        }
+        let tokens = register!(IntCounterVec::new(
+            build("token_verifications_total", "Bearer tokens, by outcome"),
+            &["outcome"]
+        ));
+        let responses =
+            register!(IntCounterVec::new(build("responses_total", "Responses, by class of status"), &["class"]));
+        let info = register!(IntGaugeVec::new(build("build_info", "Always 1; says what is running"), &["version"]));
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let metrics = Self {
+            requests: register!(IntCounterVec::new(
+                build("requests_total", "Requests that rules were asked about, by rule and decision"),
+                &["rule", "decision"]
+            )),
+            trials: register!(IntCounterVec::new(
+                build("trial_requests_total", "Requests that a rule with `mode: report` would have answered otherwise"),
+                &["rule", "would"]
+            )),
+            refusals: register!(IntCounterVec::new(
+                build("refusals_total", "Error answers of the gateway's own, by code"),
+                &["code"]
+            )),
+            responses: ["other", "1xx", "2xx", "3xx", "4xx", "5xx"].map(|class| responses.with_label_values(&[class])),
+            tokens: Tokens {
+                cached: tokens.with_label_values(&["cached"]),
+                verified: tokens.with_label_values(&["verified"]),
+                expired: tokens.with_label_values(&["expired"]),
+                invalid: tokens.with_label_values(&["invalid"]),
+            },
+            logins: register!(IntCounterVec::new(build("logins_total", "Login attempts, by outcome"), &["outcome"])),
+            seconds: register!(Histogram::with_opts(
+                HistogramOpts::new(
+                    "portcullis_request_seconds",
+                    "From the first look at a request to the last byte of its response"
+                )
+                .buckets(SECONDS.to_vec())
+            )),
+            connections: register!(IntGauge::with_opts(build("connections", "Open downstream connections"))),
+            panics: register!(IntCounter::with_opts(build("panics_total", "Requests that ended in a panic"))),
+            lines_dropped: register!(IntCounter::with_opts(build(
+                "log_lines_dropped_total",
+                "Access-log lines dropped because they were not taken in time"
+            ))),
+            reload_successful: register!(IntGauge::with_opts(build(
+                "config_last_reload_successful",
+                "1 if the configuration file as it is now is in force"
+            ))),
+            reload_time: register!(IntGauge::with_opts(build(
+                "config_last_reload_timestamp_seconds",
+                "When the configuration in force was loaded"
+            ))),
+            rules: register!(IntGauge::with_opts(build("config_rules", "Rules in force"))),
+            retries: register!(IntCounter::with_opts(build(
+                "upstream_retries_total",
+                "Requests sent again because a pooled connection had gone stale"
+            ))),
+            jwks_age: register!(IntGaugeVec::new(
+                build("jwks_last_refresh_timestamp_seconds", "When a trusted issuer's keys were last read"),
+                &["issuer"]
+            )),
+            jwks_failures: register!(IntCounterVec::new(
+                build("jwks_refresh_failures_total", "Failed attempts to read a trusted issuer's keys"),
+                &["issuer"]
+            )),
+            registry,
+        };
+        #[cfg(target_os = "linux")]
+        metrics
+            .registry
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .expect("registered once");
+        metrics
+    }
+
+    /// The counters of a rule; `label` is its methods and path as in the file.
+    pub fn rule(&self, label: &str) -> RuleCounters {
+        let counter = |decision: &str| self.requests.with_label_values(&[label, decision]);
+        RuleCounters {
+            allowed: counter("allowed"),
+            unauthorized: counter("unauthorized"),
+            forbidden: counter("forbidden"),
+        }
+    }
+
+    /// A rule on trial would have given another answer.
+    pub fn trial(&self, label: &str, would: &str) {
+        self.trials.with_label_values(&[label, would]).inc();
+    }
+
+    /// An error answer.
+    pub fn refusal(&self, code: &str) {
+        self.refusals.with_label_values(&[code]).inc();
+    }
+
+    /// A response, whoever made it.
+    pub fn response(&self, status: u16) {
+        let class = usize::from(status / 100);
+        self.responses[if class < 6 { class } else { 0 }].inc();
+    }
+
+    /// A login attempt: `success`, or the reason that it failed for.
+    pub fn login(&self, outcome: &str) {
+        self.logins.with_label_values(&[outcome]).inc();
+    }
+
+    /// A trusted issuer's keys were read at `now`, or could not be.
+    pub fn jwks(&self, issuer: &str, outcome: Result<u64, ()>) {
+        match outcome {
+            Ok(now) => self.jwks_age.with_label_values(&[issuer]).set(i64::try_from(now).unwrap_or(i64::MAX)),
+            Err(()) => self.jwks_failures.with_label_values(&[issuer]).inc(),
+        }
+    }
+
+    /// Everything, in Prometheus' text format.
+    pub fn text(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Metrics that all threads share.
+pub type SharedMetrics = Arc<Metrics>;

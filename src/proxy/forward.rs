@@ -1,0 +1,156 @@
+//! Sends a permitted request on and brings the response back.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::header::{CONNECTION, HeaderName, HeaderValue, TE, UPGRADE};
+use http::{Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::body::{BodyError, Progress, RequestBody};
+use super::upstream::{Lease, Upstream};
+use crate::policy::Permit;
+use crate::timer::LazyTimer;
+use crate::wire::answer::Refusal;
+
+/// The upstream's answer and the connection that its body comes from.
+pub struct Forwarded {
+    /// Head and body, untouched.
+    pub response: Response<Incoming>,
+    /// To be released when the body is complete.
+    pub lease: Lease,
+}
+
+/// Sends `request` to the upstream: path and query as received, in origin-form.
+///
+/// `websocket`: the client asks to switch, and the permit covers it. `trailers`: the client takes them.
+/// `response_timeout` runs from the moment that the upstream has the whole request.
+///
+/// A connection that was used before may have been closed by the upstream just now. If nothing
+/// came back, the request is sent once more on a new one, provided that it was not sent at all or
+/// may be repeated (RFC 9110 §9.2.2).
+///
+/// # Errors
+/// `UpstreamUnreachable`, `UpstreamBusy`, `UpstreamReset` or `UpstreamTimeout`; `BodyTooLarge` if the
+/// client sent more than it may.
+#[allow(clippy::too_many_arguments)]
+pub async fn forward(
+    _permit: Permit,
+    upstream: &Rc<Upstream>,
+    request: Request<RequestBody>,
+    websocket: bool,
+    trailers: bool,
+    progress: Option<Rc<Progress>>,
+    response_timeout: Duration,
+    timer: &mut LazyTimer,
+    retried: impl FnOnce(),
+) -> Result<Forwarded, Refusal> {
+    let mut request = in_origin_form(request);
+    if websocket {
+        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        request.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    } else if trailers {
+        request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("te"));
+    }
+    let mut lease = upstream.lease(false).await?;
+    // Kept only where it could be needed: on a connection that may have gone stale.
+    let spare = (lease.reused && may_repeat(&request)).then(|| copy(&request));
+    let reused = lease.reused;
+    let error = match send(&mut lease, request, progress.as_deref(), response_timeout, timer).await {
+        Ok(response) => return Ok(Forwarded { response, lease }),
+        Err(error) => error,
+    };
+    let again = match error {
+        SendError::TimedOut => return Err(Refusal::UpstreamTimeout),
+        SendError::Failed { unsent, .. } if reused && (unsent.is_some() || spare.is_some()) => unsent.or(spare),
+        SendError::Failed { error, .. } => return Err(classify(&error)),
+    };
+    let Some(request) = again else { return Err(Refusal::UpstreamReset) };
+    retried();
+    let mut lease = upstream.lease(true).await?;
+    match send(&mut lease, request, progress.as_deref(), response_timeout, timer).await {
+        Ok(response) => Ok(Forwarded { response, lease }),
+        Err(SendError::TimedOut) => Err(Refusal::UpstreamTimeout),
+        Err(SendError::Failed { error, .. }) => Err(classify(&error)),
+    }
+}
+
+enum SendError {
+    TimedOut,
+    Failed { error: hyper::Error, unsent: Option<Request<RequestBody>> },
+}
+
+async fn send(
+    lease: &mut Lease,
+    request: Request<RequestBody>,
+    progress: Option<&Progress>,
+    limit: Duration,
+    timer: &mut LazyTimer,
+) -> Result<Response<Incoming>, SendError> {
+    let begin = Instant::now();
+    let since = || progress.map_or(Some(begin), Progress::last);
+    match timer.within(limit, since, lease.http().try_send_request(request)).await {
+        None => Err(SendError::TimedOut),
+        Some(Ok(response)) => Ok(response),
+        Some(Err(mut failed)) => {
+            let unsent = failed.take_message();
+            Err(SendError::Failed { error: failed.into_error(), unsent })
+        }
+    }
+}
+
+/// What a failure before the response was: the client's body, or the upstream.
+fn classify(error: &hyper::Error) -> Refusal {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(BodyError::TooLarge) = cause.downcast_ref::<BodyError>() {
+            return Refusal::BodyTooLarge;
+        }
+        source = cause.source();
+    }
+    Refusal::UpstreamReset
+}
+
+fn may_repeat(request: &Request<RequestBody>) -> bool {
+    matches!(request.body(), RequestBody::Empty)
+        && matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
+        && !request.headers().contains_key(UPGRADE)
+}
+
+fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut copy = Request::new(RequestBody::Empty);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+/// Path and query alone; the rest of an absolute-form target has been compared with Host already.
+fn in_origin_form(mut request: Request<RequestBody>) -> Request<RequestBody> {
+    if request.uri().authority().is_some() {
+        let mut parts = http::uri::Parts::default();
+        parts.path_and_query = request.uri().path_and_query().cloned();
+        *request.uri_mut() = http::Uri::from_parts(parts).unwrap_or_default();
+    }
+    *request.version_mut() = Version::HTTP_11;
+    request
+}
+
+/// Whether the upstream switched to what was asked for, or to something that nobody asked for.
+///
+/// # Errors
+/// `UpstreamUpgrade` for a 101 without a request for it.
+pub fn is_upgrade(response: &Response<Incoming>, asked: bool) -> Result<bool, Refusal> {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(false);
+    }
+    let websocket =
+        response.headers().get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    if asked && websocket { Ok(true) } else { Err(Refusal::UpstreamUpgrade) }
+}
+
+/// The headers of a WebSocket handshake that are hop-by-hop and go back to the client all the same.
+pub const HANDSHAKE: [(HeaderName, HeaderValue); 2] =
+    [(CONNECTION, HeaderValue::from_static("upgrade")), (UPGRADE, HeaderValue::from_static("websocket"))];

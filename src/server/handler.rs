@@ -1,0 +1,483 @@
+//! A request, from its head to the first byte of its answer: the order of the steps is the contract's.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::header::{
+    ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN,
+};
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+use tokio::time::Instant;
+
+use super::connection::Connection;
+use super::worker::{Known, Local, Worker};
+use crate::login::{self, cors};
+use crate::observe::lines::{Access, Audit};
+use crate::policy::{Caller, Denied, Endpoint, Judgement, Requirement, Route, RuleId};
+use crate::proxy::body::{Progress, Relay};
+use crate::proxy::forward::{self, Forwarded};
+use crate::proxy::{AnswerBody, RequestBody, upgrade};
+use crate::wire::answer::Refusal;
+use crate::wire::client::{Peer, REQUEST_ID};
+use crate::wire::credentials::{self, Credentials};
+use crate::wire::headers::{Stripped, strip_response};
+
+/// What is known of a request, for its log lines: filled in as it goes.
+struct Record {
+    started: Instant,
+    method: Method,
+    uri: Uri,
+    client: IpAddr,
+    request_id: HeaderValue,
+    rule: Option<RuleId>,
+    known: Option<Rc<Known>>,
+    decision: &'static str,
+}
+
+/// Counts and logs a request when its last byte has gone, or its connection has.
+struct Ending {
+    worker: Rc<Worker>,
+    active: Rc<Local>,
+    connection: Rc<Connection>,
+    record: Record,
+}
+
+impl Ending {
+    fn finish(&self, status: StatusCode, bytes: u64, complete: bool) {
+        self.connection.flags.end();
+        let took = self.record.started.elapsed();
+        let metrics = &self.worker.gateway.metrics;
+        metrics.response(status.as_u16());
+        metrics.seconds.observe(took.as_secs_f64());
+        if !self.active.snapshot.log.access {
+            return;
+        }
+        let record = &self.record;
+        self.worker.log_access(&Access {
+            request_id: record.request_id.to_str().unwrap_or_default(),
+            client: record.client,
+            method: record.method.as_str(),
+            path: record.uri.path(),
+            status: status.as_u16(),
+            bytes,
+            complete,
+            took,
+            rule: record.rule.map(|rule| self.active.rule_label(rule)),
+            decision: record.decision,
+            user: record.known.as_deref().and_then(Known::user),
+        });
+    }
+}
+
+impl Known {
+    /// The name that log lines have for the caller.
+    fn user(&self) -> Option<&str> {
+        self.claims.username.as_deref().or(Some(&self.claims.subject))
+    }
+}
+
+/// Counts a panic that ends a request.
+struct PanicWatch<'a>(&'a Worker);
+
+impl Drop for PanicWatch<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.gateway.metrics.panics.inc();
+        }
+    }
+}
+
+/// The gateway's answer or the upstream's, and how many bytes its own body has.
+enum Outcome {
+    Own(Response<Bytes>),
+    Upstream(Forwarded),
+    Upgraded(Response<Bytes>),
+}
+
+impl Worker {
+    /// Answers one request.
+    ///
+    /// # Errors
+    /// Never: every failure is an answer.
+    pub async fn handle(
+        self: Rc<Self>,
+        connection: Rc<Connection>,
+        request: Request<Incoming>,
+    ) -> Result<Response<AnswerBody>, Infallible> {
+        connection.flags.begin();
+        let _watch = PanicWatch(&self);
+        let active = self.active(); // the same one from the first byte to the last
+        let (parts, body) = request.into_parts();
+        let record = Record {
+            started: Instant::now(),
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            client: connection.address.ip(),
+            request_id: self.request_id(),
+            rule: None,
+            known: None,
+            decision: "refused",
+        };
+        let mut ending =
+            Ending { worker: Rc::clone(&self), active: Rc::clone(&active), connection: Rc::clone(&connection), record };
+        let outcome = self.answer(&active, &connection, parts, body, &mut ending.record).await;
+        Ok(match outcome {
+            Ok(Outcome::Upstream(Forwarded { response, lease })) => {
+                let (mut parts, incoming) = response.into_parts();
+                strip_response(&mut parts.headers);
+                let status = parts.status;
+                let on_end = Box::new(move |bytes, complete| ending.finish(status, bytes, complete));
+                let relay =
+                    Relay::new(incoming, lease, Rc::clone(&active.upstream), Rc::clone(&active.rules), on_end);
+                Response::from_parts(parts, AnswerBody::Upstream(Box::new(relay)))
+            }
+            Ok(Outcome::Own(response) | Outcome::Upgraded(response)) => finish_own(response, &ending),
+            Err(refusal) => {
+                // Reading may have stopped for a reason that the upstream's failure only followed from.
+                let refusal = connection.flags.verdict().map_or(refusal, Refusal::Head);
+                self.log_refusal(&ending.record, &active, &refusal);
+                ending.record.decision = refusal.code();
+                let id = ending.record.request_id.to_str().unwrap_or_default();
+                finish_own(refusal.response(&active.snapshot.errors, id), &ending)
+            }
+        })
+    }
+
+    async fn answer(
+        self: &Rc<Self>,
+        active: &Rc<Local>,
+        connection: &Rc<Connection>,
+        mut parts: Parts,
+        body: Incoming,
+        record: &mut Record,
+    ) -> Result<Outcome, Refusal> {
+        let snapshot = &active.snapshot;
+        let trusted = self.know_peer(active, connection);
+        let stripped = active.rules.strip(&mut parts.headers, trusted);
+        record.client = connection.peer.borrow().1.client(&parts.headers, &snapshot.trusted_proxies);
+        if stripped.spoke_for_others {
+            self.gateway.warn_of_undeclared_proxy(record.client);
+        }
+        let judgement = self.judge(active, &parts, &stripped)?;
+        let mut needed = match judgement.route {
+            Route::Own(endpoint) => {
+                record.decision = "own";
+                return self.answer_endpoint(active, endpoint, &parts, body, record).await.map(Outcome::Own);
+            }
+            Route::Upstream { requirement, rule } => {
+                record.rule = rule;
+                requirement
+            }
+        };
+        let preflight = snapshot.forward_preflights && is_preflight(&parts);
+        if preflight {
+            needed = Requirement::Public;
+        }
+        let known = if preflight { None } else { self.authenticate(active, &parts, needed)? };
+        record.known.clone_from(&known);
+        let caller = match &known {
+            Some(known) => Caller::Authenticated(known.claims.role.as_deref()),
+            None => Caller::Anonymous,
+        };
+        let decision = snapshot.policy.decide(needed, caller);
+        active.count(&self.gateway.metrics, record.rule, &decision);
+        if let Some((would_need, rule)) = judgement.on_trial {
+            let would = snapshot.policy.decide(would_need, caller).map(|_| ());
+            active.count_trial(&self.gateway.metrics, rule, decision.as_ref().map(|_| ()), would, &parts.method);
+        }
+        let permit = decision.map_err(|denied| match denied {
+            Denied::Anonymous => Refusal::NoCredentials,
+            Denied::Role => Refusal::AccessDenied,
+        })?;
+        record.decision = "allowed";
+
+        if judgement.override_matters {
+            for name in &stripped.method_overrides {
+                parts.headers.remove(name);
+            }
+        }
+        self.speak_for(active, connection, &mut parts, known.as_deref(), record);
+        let upgrade = if stripped.websocket { parts.extensions.remove::<OnUpgrade>() } else { None };
+        let (body, progress) = request_body(active, &parts, body)?;
+        let request = Request::from_parts(parts, body);
+        let forwarded = forward::forward(
+            permit,
+            &active.upstream,
+            request,
+            upgrade.is_some(),
+            stripped.trailers,
+            progress,
+            snapshot.response_timeout,
+            &mut connection.timer.borrow_mut(),
+            || self.gateway.metrics.retries.inc(),
+        )
+        .await?;
+        if forward::is_upgrade(&forwarded.response, upgrade.is_some())?
+            && let Some(downstream) = upgrade
+        {
+            let lifetime = known.map(|known| lifetime_of(&known, snapshot.leeway));
+            return Ok(Outcome::Upgraded(self.switch(connection, downstream, forwarded, lifetime)));
+        }
+        Ok(Outcome::Upstream(forwarded))
+    }
+
+    /// Whether the peer's word about others is believed.
+    fn know_peer(&self, active: &Local, connection: &Connection) -> bool {
+        let mut peer = connection.peer.borrow_mut();
+        if peer.0 != active.generation() {
+            *peer = (active.generation(), Peer::new(connection.address, &active.snapshot.trusted_proxies));
+        }
+        peer.1.is_trusted()
+    }
+
+    fn judge(&self, active: &Local, parts: &Parts, stripped: &Stripped) -> Result<Judgement, Refusal> {
+        let policy = &active.snapshot.policy;
+        let overrides = stripped
+            .method_overrides
+            .iter()
+            .flat_map(|name| parts.headers.get_all(name))
+            .filter_map(|value| value.to_str().ok());
+        let target = policy
+            .target(parts.method.as_str(), parts.uri.path(), parts.uri.query(), overrides)
+            .map_err(Refusal::Path)?;
+        Ok(policy.judge(&target))
+    }
+
+    /// Who is asking, if anybody says so who can prove it.
+    fn authenticate(&self, active: &Local, parts: &Parts, needed: Requirement) -> Result<Option<Rc<Known>>, Refusal> {
+        let credentials = credentials::read(&parts.headers).map_err(|_| Refusal::AmbiguousCredentials)?;
+        let Credentials::Bearer(token) = credentials else { return Ok(None) };
+        match active.verify(&self.gateway, token, unix_now()) {
+            Ok(known) => Ok(Some(known)),
+            // On a public route a bad token makes nobody of its bearer, and that is enough there.
+            Err(_) if needed == Requirement::Public => Ok(None),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Writes the headers in which the gateway speaks for the client. Identity comes last.
+    fn speak_for(
+        &self,
+        active: &Local,
+        connection: &Connection,
+        parts: &mut Parts,
+        known: Option<&Known>,
+        record: &mut Record,
+    ) {
+        let identity = &active.snapshot.identity;
+        let headers = &mut parts.headers;
+        if !identity.forward_token && matches!(credentials::read(headers), Ok(Credentials::Bearer(_))) {
+            headers.remove(AUTHORIZATION);
+        }
+        connection.peer.borrow_mut().1.describe(headers, || record.request_id.clone());
+        if let Some(theirs) = headers.get(REQUEST_ID) {
+            // A trusted proxy has named the request already.
+            record.request_id = theirs.clone();
+        }
+        if let Some(host) = &active.snapshot.upstream_host {
+            headers.insert(HOST, host.clone());
+        }
+        if let Some((name, value)) = &identity.secret {
+            headers.insert(name.clone(), value.clone());
+        }
+        if let Some(known) = known {
+            for (name, value) in &known.headers {
+                headers.insert(name.clone(), value.clone());
+            }
+        }
+    }
+
+    fn switch(
+        self: &Rc<Self>,
+        connection: &Rc<Connection>,
+        downstream: OnUpgrade,
+        forwarded: Forwarded,
+        lifetime: Option<Duration>,
+    ) -> Response<Bytes> {
+        let Forwarded { mut response, lease } = forwarded;
+        let upstream = hyper::upgrade::on(&mut response);
+        connection.flags.upgrade();
+        let worker = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            upgrade::carry(downstream, upstream, lifetime, worker.ended()).await;
+            // Its slot is free again only now.
+            drop(lease);
+        });
+        let (mut parts, _) = response.into_parts();
+        strip_response(&mut parts.headers);
+        parts.headers.extend(forward::HANDSHAKE);
+        Response::from_parts(parts, Bytes::new())
+    }
+
+    /// The gateway's own paths.
+    async fn answer_endpoint(
+        &self,
+        active: &Rc<Local>,
+        endpoint: Endpoint,
+        parts: &Parts,
+        body: Incoming,
+        record: &Record,
+    ) -> Result<Response<Bytes>, Refusal> {
+        match endpoint {
+            Endpoint::Jwks if matches!(parts.method, Method::GET | Method::HEAD) => {
+                let mut response = Response::new(active.snapshot.jwks.clone());
+                let headers = response.headers_mut();
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));
+                headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=60"));
+                Ok(response)
+            }
+            Endpoint::Jwks => Err(Refusal::MethodNotAllowed("GET, HEAD")),
+            Endpoint::Login => {
+                let Some(settings) = &active.snapshot.login else { return Err(Refusal::Internal("login is off")) };
+                let origin = cors::allowed_origin(&parts.headers, &settings.origins);
+                if let Some(origin) = origin
+                    && is_preflight(parts)
+                {
+                    return Ok(cors::preflight(origin));
+                }
+                let answered = match parts.method {
+                    Method::POST => self.login(active, parts, body, record).await,
+                    _ => Err(Refusal::MethodNotAllowed("POST")),
+                };
+                let Some(origin) = origin else { return answered };
+                // A page of another site may read the refusal as well as the token.
+                let id = record.request_id.to_str().unwrap_or_default();
+                let mut response = answered.unwrap_or_else(|refusal| {
+                    self.log_refusal(record, active, &refusal);
+                    refusal.response(&active.snapshot.errors, id)
+                });
+                cors::permit(origin, response.headers_mut());
+                Ok(response)
+            }
+        }
+    }
+
+    async fn login(
+        &self,
+        active: &Rc<Local>,
+        parts: &Parts,
+        body: Incoming,
+        record: &Record,
+    ) -> Result<Response<Bytes>, Refusal> {
+        let body = match Limited::new(body, login::body::MAX_BODY_BYTES).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) if error.is::<http_body_util::LengthLimitError>() => return Err(Refusal::LoginBodyTooLarge),
+            Err(_) => return Err(Refusal::LoginBody("The login body broke off".to_owned())),
+        };
+        let attempt = login::Attempt {
+            content_type: parts.headers.get(CONTENT_TYPE).map(|value| value.as_bytes().to_vec()),
+            body,
+            now: unix_now(),
+        };
+        let snapshot = std::sync::Arc::clone(&active.snapshot);
+        let service = std::sync::Arc::clone(&self.gateway.login);
+        // The store's connections live on the control runtime, and waiting there holds up no request.
+        let answered = self.gateway.control.spawn(async move {
+            match &snapshot.login {
+                Some(settings) => service.log_in(settings, attempt).await,
+                None => (None, Err(Refusal::Internal("login is off"))),
+            }
+        });
+        let (user, answer) = answered.await.unwrap_or((None, Err(Refusal::Internal("the login broke off"))));
+        let reason = answer.as_ref().err().map(|refusal| refusal.detail().unwrap_or(refusal.code()));
+        self.gateway.metrics.login(answer.as_ref().err().map_or("success", |refusal| match refusal {
+            Refusal::WrongCredentials(why) => why,
+            other => other.code(),
+        }));
+        self.log_audit(&Audit {
+            event: if answer.is_ok() { "login" } else { "login_failed" },
+            request_id: record.request_id.to_str().ok(),
+            client: Some(record.client),
+            user: user.as_deref(),
+            rule: None,
+            reason,
+            method: None,
+            path: None,
+        });
+        answer
+    }
+
+    /// Refusals are counted all; those that concern who somebody is are audit events as well.
+    fn log_refusal(&self, record: &Record, active: &Local, refusal: &Refusal) {
+        self.gateway.metrics.refusal(refusal.code());
+        let concerns_access = matches!(
+            refusal,
+            Refusal::InvalidToken(_) | Refusal::ExpiredToken | Refusal::AccessDenied | Refusal::AmbiguousCredentials
+        );
+        if concerns_access {
+            self.log_audit(&Audit {
+                event: "refused",
+                request_id: record.request_id.to_str().ok(),
+                client: Some(record.client),
+                user: record.known.as_deref().and_then(Known::user),
+                rule: record.rule.map(|rule| active.rule_label(rule)),
+                reason: Some(refusal.detail().unwrap_or(refusal.code())),
+                method: Some(record.method.as_str()),
+                path: Some(record.uri.path()),
+            });
+        }
+        if refusal.status().is_server_error() {
+            tracing::warn!(
+                code = refusal.code(),
+                detail = refusal.detail(),
+                request_id = record.request_id.to_str().unwrap_or_default(),
+                "answered with an error of the gateway's own"
+            );
+        }
+    }
+}
+
+fn finish_own(response: Response<Bytes>, ending: &Ending) -> Response<AnswerBody> {
+    let (parts, bytes) = response.into_parts();
+    ending.finish(parts.status, bytes.len() as u64, true);
+    let body = AnswerBody::Own(Some(bytes).filter(|bytes| !bytes.is_empty()));
+    Response::from_parts(parts, body)
+}
+
+/// OPTIONS with what a browser sends to ask for permission (Fetch standard, CORS-preflight request).
+fn is_preflight(parts: &Parts) -> bool {
+    parts.method == Method::OPTIONS
+        && parts.headers.contains_key(ORIGIN)
+        && parts.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// The body as it goes on, and what its progress is told by.
+fn request_body(
+    active: &Local,
+    parts: &Parts,
+    incoming: Incoming,
+) -> Result<(RequestBody, Option<Rc<Progress>>), Refusal> {
+    if incoming.is_end_stream() {
+        return Ok((RequestBody::Empty, None));
+    }
+    let limit = active.snapshot.limits.body_bytes.unwrap_or(u64::MAX);
+    let announced = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit) {
+        return Err(Refusal::BodyTooLarge);
+    }
+    let progress = Progress::begin();
+    let body = RequestBody::Streaming {
+        incoming,
+        left: limit,
+        rules: Rc::clone(&active.rules),
+        progress: Rc::clone(&progress),
+    };
+    Ok((body, Some(progress)))
+}
+
+/// How long a token is still good for.
+fn lifetime_of(known: &Known, leeway: Duration) -> Duration {
+    Duration::from_secs(known.claims.expires_at.saturating_sub(unix_now())) + leeway
+}
+
+/// Unix time in seconds.
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,373 @@
+//! One request thread: a runtime of its own, connections of its own, no lock shared with the others.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::HeaderValue;
+use ipnet::IpNet;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
+use tokio::task::LocalSet;
+
+use super::connection::{self, Connection, ConnectionLimits};
+use super::{Active, Gateway};
+use crate::observe::lines::{Access, Audit};
+use crate::proxy::Upstream;
+use crate::token::{TokenCache, VerifiedClaims};
+use crate::wire::answer::Refusal;
+use crate::wire::headers::{HeaderRules, value_of};
+use crate::wire::hygiene::HeadLimits;
+
+/// Verified tokens that a thread remembers.
+const CACHED_TOKENS: usize = 16 * 1024;
+
+/// Bytes of verified tokens that a thread remembers.
+const CACHED_TOKEN_BYTES: u64 = 16 * 1024 * 1024;
+
+/// How long an access line may wait for company before it is written.
+const LINE_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Bytes of access lines that are written without waiting for more.
+const LINE_BATCH: usize = 16 * 1024;
+
+/// How a connection reaches a worker.
+#[derive(Clone)]
+pub struct WorkerHandle {
+    connections: UnboundedSender<(std::net::TcpStream, SocketAddr, ConnectionCount)>,
+    load: Arc<AtomicUsize>,
+}
+
+impl WorkerHandle {
+    /// How many connections the thread has.
+    pub fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
+    }
+
+    /// Hands a connection over.
+    pub fn take(&self, stream: std::net::TcpStream, address: SocketAddr, count: ConnectionCount) {
+        self.load.fetch_add(1, Ordering::Relaxed);
+        // A worker ends only after the listener: if it is gone, so is everything.
+        let _ = self.connections.send((stream, address, count));
+    }
+}
+
+/// Counts one open connection for as long as it exists.
+pub struct ConnectionCount(Arc<Gateway>);
+
+impl ConnectionCount {
+    /// One more.
+    pub fn new(gateway: Arc<Gateway>) -> Self {
+        gateway.metrics.connections.inc();
+        Self(gateway)
+    }
+}
+
+impl Drop for ConnectionCount {
+    fn drop(&mut self) {
+        self.0.metrics.connections.dec();
+    }
+}
+
+/// A caller whose token has been verified, with the header values that say so.
+pub struct Known {
+    /// What the token says.
+    pub claims: VerifiedClaims,
+    /// `identity.*`, in the order of [`crate::config::snapshot::Identity::claims`].
+    pub headers: Vec<(http::HeaderName, HeaderValue)>,
+}
+
+/// This thread's view of the configuration in force. A request keeps the one that it began with.
+pub struct Local {
+    active: Arc<Active>,
+    /// Tokens verified with this configuration's keys, and no longer.
+    tokens: RefCell<TokenCache<Rc<Known>>>,
+    /// Which headers are whose.
+    pub rules: Rc<HeaderRules>,
+    /// This thread's connections to the upstream.
+    pub upstream: Rc<Upstream>,
+}
+
+impl std::ops::Deref for Local {
+    type Target = Active;
+
+    fn deref(&self) -> &Active {
+        &self.active
+    }
+}
+
+impl Local {
+    fn new(active: Arc<Active>, before: Option<&Local>) -> Self {
+        let snapshot = &active.snapshot;
+        let tokens = TokenCache::new(CACHED_TOKENS, CACHED_TOKEN_BYTES, snapshot.leeway.as_secs());
+        let rules = Rc::new(HeaderRules::new(snapshot.identity.header_names()));
+        let upstream = match before.map(|before| &before.upstream) {
+            Some(upstream) if upstream.is(&snapshot.upstream) => Rc::clone(upstream),
+            _ => Upstream::new(snapshot.upstream.clone(), &active.slots),
+        };
+        Self { tokens: RefCell::new(tokens), rules, upstream, active }
+    }
+
+    /// Who a token says its bearer is.
+    ///
+    /// # Errors
+    /// `ExpiredToken` or `InvalidToken`.
+    pub fn verify(&self, gateway: &Gateway, token: &str, now: u64) -> Result<Rc<Known>, Refusal> {
+        let counters = &gateway.metrics.tokens;
+        if let Some(known) = self.tokens.borrow_mut().get(token, now) {
+            counters.cached.inc();
+            return Ok(known);
+        }
+        match self.snapshot.verifier.verify(token, now) {
+            Ok(claims) => {
+                counters.verified.inc();
+                let headers = self.snapshot.identity.claims(&claims);
+                let headers = headers.map(|(name, value)| (name.clone(), value_of(value))).collect();
+                let known = Rc::new(Known { claims, headers });
+                self.tokens.borrow_mut().insert(token, Rc::clone(&known), known.claims.expires_at);
+                Ok(known)
+            }
+            Err(crate::token::TokenError::Expired) => {
+                counters.expired.inc();
+                Err(Refusal::ExpiredToken)
+            }
+            Err(crate::token::TokenError::Invalid(why)) => {
+                counters.invalid.inc();
+                if why == crate::token::InvalidToken::UnknownKey {
+                    gateway.look_for_keys();
+                }
+                Err(Refusal::InvalidToken(why.code()))
+            }
+        }
+    }
+
+    /// Networks whose word is believed.
+    pub fn trusted_proxies(&self) -> &[IpNet] {
+        &self.snapshot.trusted_proxies
+    }
+
+    /// What a connection that begins now may take.
+    pub fn connection_limits(&self) -> ConnectionLimits {
+        let limits = &self.snapshot.limits;
+        ConnectionLimits {
+            head: HeadLimits {
+                head_bytes: limits.header_bytes,
+                target_bytes: limits.target_bytes,
+                headers: limits.headers,
+            },
+            header_timeout: limits.header_timeout,
+            idle_timeout: limits.idle_timeout,
+        }
+    }
+}
+
+/// One request thread.
+pub struct Worker {
+    /// What all threads share.
+    pub gateway: Arc<Gateway>,
+    local: RefCell<Rc<Local>>,
+    connections: RefCell<HashMap<u64, Rc<Connection>>>,
+    next_connection: Cell<u64>,
+    /// Random per thread and start, so that ids of two replicas or two starts differ.
+    id_prefix: String,
+    next_request: Cell<u64>,
+    lines: RefCell<Vec<u8>>,
+    closing: Cell<bool>,
+    /// Turns true when upgraded connections have to end.
+    end: watch::Receiver<bool>,
+}
+
+impl Worker {
+    /// The configuration in force.
+    pub fn active(&self) -> Rc<Local> {
+        let generation = self.gateway.generation();
+        let local = self.local.borrow();
+        if local.generation() == generation {
+            return Rc::clone(&local);
+        }
+        drop(local);
+        let active = self.gateway.current();
+        let fresh = Rc::new(Local::new(active, Some(&self.local.borrow())));
+        *self.local.borrow_mut() = Rc::clone(&fresh);
+        fresh
+    }
+
+    /// An id for one request, unique among all threads and starts.
+    pub fn request_id(&self) -> HeaderValue {
+        let number = self.next_request.get();
+        self.next_request.set(number + 1);
+        let mut id = String::with_capacity(self.id_prefix.len() + 8);
+        id.push_str(&self.id_prefix);
+        // Shorter than formatting: eight hexadecimal digits.
+        for shift in (0..8).rev() {
+            let digit = (number >> (shift * 4)) & 0xf;
+            id.push(char::from_digit(u32::try_from(digit).unwrap_or(0), 16).unwrap_or('0'));
+        }
+        HeaderValue::try_from(id).expect("hexadecimal digits are a header value")
+    }
+
+    /// Keeps `connection` so that it can be told to close; returns the name to forget it by.
+    pub fn remember(&self, connection: &Rc<Connection>) -> u64 {
+        let id = self.next_connection.get();
+        self.next_connection.set(id + 1);
+        self.connections.borrow_mut().insert(id, Rc::clone(connection));
+        if self.closing.get() {
+            connection.close_soon();
+        }
+        id
+    }
+
+    /// The connection is closed.
+    pub fn forget(&self, id: u64) {
+        self.connections.borrow_mut().remove(&id);
+    }
+
+    /// Completes when upgraded connections have to end.
+    pub async fn ended(&self) {
+        let mut end = self.end.clone();
+        let _ = end.wait_for(|ended| *ended).await;
+    }
+
+    /// Every connection ends after the response under way.
+    fn close_connections(&self) {
+        self.closing.set(true);
+        let all: Vec<_> = self.connections.borrow().values().cloned().collect();
+        for connection in all {
+            connection.close_soon();
+        }
+    }
+
+    /// Writes an access line, soon.
+    pub fn log_access(self: &Rc<Self>, access: &Access<'_>) {
+        let format = self.gateway.log_format;
+        let mut lines = self.lines.borrow_mut();
+        let first = lines.is_empty();
+        access.write(format, &mut lines);
+        if lines.len() >= LINE_BATCH {
+            let batch = std::mem::take(&mut *lines);
+            drop(lines);
+            self.hand_over(batch);
+        } else if first {
+            let worker = Rc::clone(self);
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(LINE_PATIENCE).await;
+                worker.flush_lines();
+            });
+        }
+    }
+
+    fn flush_lines(&self) {
+        let batch = std::mem::take(&mut *self.lines.borrow_mut());
+        if !batch.is_empty() {
+            self.hand_over(batch);
+        }
+    }
+
+    fn hand_over(&self, batch: Vec<u8>) {
+        let count = batch.iter().filter(|byte| **byte == b'\n').count();
+        if !self.gateway.lines.offer(batch) {
+            self.gateway.metrics.lines_dropped.inc_by(count as u64);
+        }
+    }
+
+    /// Writes an audit line, now.
+    pub fn log_audit(&self, audit: &Audit<'_>) {
+        self.gateway.audit(audit);
+    }
+
+    /// What a client is told whose request could not even be read.
+    pub fn refuse_unread(&self, connection: &Connection, refusal: &Refusal) -> Vec<u8> {
+        let active = self.active();
+        let metrics = &self.gateway.metrics;
+        metrics.refusal(refusal.code());
+        metrics.response(refusal.status().as_u16());
+        let id = self.request_id();
+        let id = id.to_str().unwrap_or_default();
+        let client = connection.address.ip().to_canonical();
+        tracing::debug!(%client, code = refusal.code(), request_id = id, "refused unread");
+        refusal.bytes(&active.snapshot.errors, id)
+    }
+}
+
+/// Starts a request thread. It ends when its handle is dropped and its last connection has closed, or
+/// when `end` turns true.
+///
+/// # Errors
+/// The system gives no thread or no event queue.
+pub fn start(
+    index: usize,
+    gateway: Arc<Gateway>,
+    closing: watch::Receiver<bool>,
+    end: watch::Receiver<bool>,
+) -> std::io::Result<(WorkerHandle, std::thread::JoinHandle<()>)> {
+    let (sender, receiver) = unbounded_channel();
+    let load = Arc::new(AtomicUsize::new(0));
+    let handle = WorkerHandle { connections: sender, load: Arc::clone(&load) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let id_prefix = super::random_hex(6);
+    let thread = std::thread::Builder::new().name(format!("request-{index}")).spawn(move || {
+        let local = Rc::new(Local::new(gateway.current(), None));
+        let worker = Rc::new(Worker {
+            gateway,
+            local: RefCell::new(local),
+            connections: RefCell::default(),
+            next_connection: Cell::new(0),
+            id_prefix,
+            next_request: Cell::new(0),
+            lines: RefCell::default(),
+            closing: Cell::new(false),
+            end: end.clone(),
+        });
+        let tasks = LocalSet::new();
+        tasks.block_on(&runtime, run(Rc::clone(&worker), receiver, load, closing, end));
+        worker.flush_lines();
+    })?;
+    Ok((handle, thread))
+}
+
+async fn run(
+    worker: Rc<Worker>,
+    mut receiver: UnboundedReceiver<(std::net::TcpStream, SocketAddr, ConnectionCount)>,
+    load: Arc<AtomicUsize>,
+    mut closing: watch::Receiver<bool>,
+    mut end: watch::Receiver<bool>,
+) {
+    let mut sweep = tokio::time::interval(Duration::from_secs(1));
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut closed = false;
+    loop {
+        tokio::select! {
+            taken = receiver.recv(), if !closed => match taken {
+                None => closed = true,
+                Some((stream, address, count)) => {
+                    let (worker, load) = (Rc::clone(&worker), Arc::clone(&load));
+                    tokio::task::spawn_local(async move {
+                        // Both are given back whatever becomes of the connection, a panic included.
+                        let _count = (count, Loaded(load));
+                        if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
+                            connection::serve(worker, stream, address).await;
+                        }
+                    });
+                }
+            },
+            _ = sweep.tick() => worker.active().upstream.close_stale(),
+            Ok(_) = closing.wait_for(|closing| *closing), if !worker.closing.get() => worker.close_connections(),
+            _ = end.wait_for(|ended| *ended) => return,
+        }
+        if closed && worker.connections.borrow().is_empty() && load.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+    }
+}
+
+struct Loaded(Arc<AtomicUsize>);
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
