@@ -1,2 +1,4 @@
 //! Portcullis: an authentication gateway in front of a legacy CMS.
 #![forbid(unsafe_code)]
+
+pub mod config;
