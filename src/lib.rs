@@ -1,6 +1,7 @@
 //! Portcullis: an authentication gateway in front of a legacy CMS.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod login;

@@ -1,0 +1,837 @@
+//! `gateway.yaml` as written: every key, its type, its default, and where its value stands.
+//!
+//! The only list of keys there is. The JSON Schema is derived from these types (their comments are its
+//! descriptions), the check follows the schema, and the values are read into these types. A key is added
+//! here when what it does exists. Also here: what two values of one section owe each other. Not here:
+//! what needs rules, roles, keys or files (`snapshot`).
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fmt;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+pub use super::de::At;
+use super::diagnostic::{Diagnostic, Problem};
+pub use super::forms::{OneOrMany, OrFalse, OrOff, Pairs};
+use super::template::{ERROR_VARIABLES, LOGIN_VARIABLES, Template};
+use super::value::{
+    self, Address, Cidr, Duration, ExpectedRequest, Extension, HeaderName, HeaderValue, JwksSource, Method,
+    Name, Origin, OwnPath, PublicKey, RoleName, Secret, Size, UpstreamUrl, UserStore, Value,
+};
+
+const SECOND: u64 = 1_000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+const KIB: u64 = 1024;
+
+/// The configuration of a Portcullis gateway.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(title = "gateway.yaml", extend("required" = ["upstream", "roles"]))]
+pub struct Raw {
+    /// Where clients connect: `host:port`, or a list of such.
+    pub listen: OneOrMany<At<Address>>,
+    /// Where probes, metrics and reloads are served; false turns it off. Never make it public.
+    pub admin: OrFalse<At<Address>>,
+    /// Threads that serve requests; `auto` is one per available core.
+    pub workers: At<Workers>,
+    /// The folder for what the gateway writes: its SQLite file and its keys. Relative to this file.
+    pub state: At<Name>,
+    /// Networks whose `X-Forwarded-*` headers are believed.
+    pub trusted_proxies: Vec<At<Cidr>>,
+    /// The CMS that allowed requests go to: a URL, or its details.
+    // Absent only from a file that is refused for it.
+    #[serde(deserialize_with = "upstream")]
+    #[schemars(with = "UpstreamForm", extend("default" = null))]
+    pub upstream: Option<Upstream>,
+    /// The names of the roles, lowest to highest.
+    #[schemars(length(min = 1, max = 200), extend("uniqueItems" = true, "default" = null))]
+    pub roles: Vec<At<RoleName>>,
+    /// Who may do what; what no rule allows is refused.
+    pub rules: Vec<Rule>,
+    /// Cases that the rules must satisfy, tried before the file is accepted.
+    pub expect: Vec<Expectation>,
+    /// How paths are read.
+    pub paths: Paths,
+    /// The headers that tell the upstream who is asking.
+    pub identity: Identity,
+    /// The tokens that are issued and believed.
+    pub tokens: Tokens,
+    /// The login endpoint; false turns it off.
+    pub login: OrFalse<Login>,
+    /// The gateway's own refusals.
+    pub errors: Errors,
+    /// Where users are kept: `sqlite:FILE`, in `state`.
+    pub users: At<UserStore>,
+    /// What happens to a browser's CORS preflight.
+    pub cors_preflight: Preflight,
+    /// The most that one client, or all together, may ask for.
+    pub limits: Limits,
+    /// How the gateway stops, both times from the signal on.
+    pub shutdown: Shutdown,
+    /// What is logged, and how.
+    pub log: Log,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Raw {
+            listen: OneOrMany(vec![at("0.0.0.0:8080")]),
+            admin: OrFalse(Some(at("127.0.0.1:9090"))),
+            workers: At::default(),
+            state: at("data"),
+            trusted_proxies: Vec::new(),
+            upstream: None,
+            roles: Vec::new(),
+            rules: Vec::new(),
+            expect: Vec::new(),
+            paths: Paths::default(),
+            identity: Identity::default(),
+            tokens: Tokens::default(),
+            login: OrFalse(Some(Login::default())),
+            errors: Errors::default(),
+            users: at("sqlite:portcullis.db"),
+            cors_preflight: Preflight::default(),
+            limits: Limits::default(),
+            shutdown: Shutdown::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+/// A default that is written as the file would write it.
+fn at<V: Value>(text: &str) -> At<V> {
+    let value = V::parse(text).unwrap_or_else(|why| unreachable!("a default of ours {why}: {text}"));
+    At::nowhere(value)
+}
+
+fn after<const MILLISECONDS: u64, const LEAST: u64, const MOST: u64>() -> At<Duration<LEAST, MOST>> {
+    At::nowhere(Duration::of::<MILLISECONDS>())
+}
+
+/// How many threads serve requests.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Workers {
+    /// One per available core.
+    #[default]
+    Auto,
+    /// 1 to 1024.
+    Count(u16),
+}
+
+impl JsonSchema for Workers {
+    fn schema_name() -> Cow<'static, str> {
+        "Workers".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [{ "const": "auto" }, { "type": "integer", "minimum": 1, "maximum": 1024 }] })
+    }
+}
+
+impl Serialize for Workers {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Workers::Auto => serializer.serialize_str("auto"),
+            Workers::Count(count) => serializer.serialize_u16(*count),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Workers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct WorkersVisitor;
+
+        impl de::Visitor<'_> for WorkersVisitor {
+            type Value = Workers;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("auto or a number from 1 to 1024")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Workers, E> {
+                let auto = (text == "auto").then_some(Workers::Auto);
+                auto.ok_or_else(|| E::custom("expected auto or a number from 1 to 1024"))
+            }
+
+            fn visit_u64<E: de::Error>(self, count: u64) -> Result<Workers, E> {
+                let count = u16::try_from(count).ok().filter(|count| (1..=1024).contains(count));
+                count.map(Workers::Count).ok_or_else(|| E::custom("expected auto or a number from 1 to 1024"))
+            }
+        }
+
+        deserializer.deserialize_any(WorkersVisitor)
+    }
+}
+
+/// The CMS behind the gateway.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Upstream {
+    /// `http://host:port`, without a path.
+    pub url: At<UpstreamUrl>,
+    /// The longest wait for a connection.
+    #[serde(default = "connect_timeout")]
+    pub connect_timeout: At<Duration<10, { 5 * MINUTE }>>,
+    /// The longest wait for the response's first byte.
+    #[serde(default = "response_timeout")]
+    pub response_timeout: At<Duration<100, { DAY }>>,
+    /// How long an unused connection is kept; below what the upstream closes at.
+    #[serde(default = "idle_timeout")]
+    pub idle_timeout: At<Duration<100, { HOUR }>>,
+    /// The most connections to the upstream at a time.
+    #[serde(default = "a_thousand_connections")]
+    #[schemars(range(min = 1, max = 65536))]
+    pub max_connections: At<u32>,
+    /// Whether the upstream sees the client's Host header or its own name.
+    #[serde(default)]
+    pub host: HostHeader,
+}
+
+fn connect_timeout() -> At<Duration<10, { 5 * MINUTE }>> {
+    after::<2_000, _, _>()
+}
+
+fn response_timeout() -> At<Duration<100, { DAY }>> {
+    after::<60_000, _, _>()
+}
+
+fn idle_timeout() -> At<Duration<100, { HOUR }>> {
+    after::<4_000, _, _>()
+}
+
+fn a_thousand_connections() -> At<u32> {
+    At::nowhere(1024)
+}
+
+/// `upstream: URL` is short for `upstream: { url: URL }`.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(untagged, inline)]
+enum UpstreamForm {
+    #[serde(rename = "$text")]
+    Url(At<UpstreamUrl>),
+    #[serde(rename = "$mapping")]
+    Full(Box<Upstream>),
+}
+
+fn upstream<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Upstream>, D::Error> {
+    Ok(Some(match UpstreamForm::deserialize(deserializer)? {
+        UpstreamForm::Full(upstream) => *upstream,
+        UpstreamForm::Url(url) => Upstream {
+            url,
+            connect_timeout: connect_timeout(),
+            response_timeout: response_timeout(),
+            idle_timeout: idle_timeout(),
+            max_connections: a_thousand_connections(),
+            host: HostHeader::default(),
+        },
+    }))
+}
+
+/// Which Host header the upstream sees.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum HostHeader {
+    /// The client's.
+    #[default]
+    Preserve,
+    /// The upstream's own.
+    Upstream,
+}
+
+/// One rule: which requests, and who may make them.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Literal segments, `:name` for exactly one segment, a final `/*` for everything below.
+    pub path: At<String>,
+    /// The methods it is for: GET, POST …, `read` (GET, HEAD, OPTIONS) or `write` (the rest). Any when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub methods: Option<OneOrMany<At<Method>>>,
+    /// Query parameters it is for: name to value, `*`, or a prefix that ends in `/*`. Such a rule can only ask for more.
+    #[serde(default, skip_serializing_if = "Pairs::is_empty")]
+    pub query: Pairs<String>,
+    /// `public`, `authenticated`, a role (that one or a higher one), or `deny`.
+    pub allow: At<String>,
+    /// `report` only logs and counts what the rule would have answered.
+    #[serde(default)]
+    pub mode: Mode,
+}
+
+/// Whether a rule decides.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum Mode {
+    /// The rule counts.
+    #[default]
+    Enforce,
+    /// The rule is only tried out.
+    Report,
+}
+
+/// A case that the rules must satisfy.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expectation {
+    /// A method and a path, such as `GET /admin/user/5`.
+    pub request: At<ExpectedRequest>,
+    /// Who asks: `anonymous`, `authenticated` (a role that is not configured), or a role.
+    #[serde(rename = "as")]
+    pub role: At<String>,
+    /// What the answer must be.
+    pub is: At<Outcome>,
+}
+
+/// What a request is answered with, as far as the rules decide it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Outcome {
+    /// It goes to the upstream.
+    Allowed,
+    /// 401: somebody has to log in first.
+    Unauthorized,
+    /// 403: this somebody may not.
+    Forbidden,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Outcome::Allowed => "allowed",
+            Outcome::Unauthorized => "401",
+            Outcome::Forbidden => "403",
+        })
+    }
+}
+
+impl JsonSchema for Outcome {
+    fn schema_name() -> Cow<'static, str> {
+        "Outcome".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "enum": ["allowed", 401, 403] })
+    }
+}
+
+impl Serialize for Outcome {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Outcome::Allowed => serializer.serialize_str("allowed"),
+            Outcome::Unauthorized => serializer.serialize_u16(401),
+            Outcome::Forbidden => serializer.serialize_u16(403),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Outcome {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        enum Form {
+            #[serde(rename = "$text")]
+            Word(String),
+            #[serde(rename = "$integer")]
+            Status(u64),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Word(word) if word == "allowed" => Ok(Outcome::Allowed),
+            Form::Status(401) => Ok(Outcome::Unauthorized),
+            Form::Status(403) => Ok(Outcome::Forbidden),
+            _ => Err(de::Error::custom("expected allowed, 401 or 403")),
+        }
+    }
+}
+
+/// How paths are read.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Paths {
+    /// A slash written as `%2F`: refused, or taken in its strictest reading.
+    pub encoded_slash: EncodedSlash,
+    /// Extensions of scripts that a path may go on after: with `php`, `/users.php/x` is also read as `/users.php`.
+    pub scripts: Vec<At<Extension>>,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Paths { encoded_slash: EncodedSlash::default(), scripts: vec![at("php")] }
+    }
+}
+
+/// What becomes of a slash written as `%2F`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum EncodedSlash {
+    /// The request is refused.
+    #[default]
+    Reject,
+    /// The strictest reading of it counts.
+    Strict,
+}
+
+/// Names of the headers that the upstream reads; false leaves one out.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Identity {
+    /// The user's id: the token's subject.
+    pub id: OrFalse<At<HeaderName>>,
+    /// The user's name to log in with.
+    pub user: OrFalse<At<HeaderName>>,
+    /// The user's role.
+    pub role: OrFalse<At<HeaderName>>,
+    /// The user's address.
+    pub email: OrFalse<At<HeaderName>>,
+    /// The user's full name.
+    pub name: OrFalse<At<HeaderName>>,
+    /// A header that lets the upstream tell the gateway from a stranger.
+    pub secret: OrFalse<HeaderSecret>,
+    /// Whether the client's own token goes on to the upstream.
+    pub forward_token: bool,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Identity {
+            id: OrFalse(Some(at("X-Auth-Id"))),
+            user: OrFalse(Some(at("X-Auth-User"))),
+            role: OrFalse(Some(at("X-Auth-Role"))),
+            email: OrFalse(None),
+            name: OrFalse(None),
+            secret: OrFalse(None),
+            forward_token: false,
+        }
+    }
+}
+
+/// A header with a shared secret.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeaderSecret {
+    /// The header's name.
+    pub header: At<HeaderName>,
+    /// The secret, best as `${NAME}` or `${file:path}`.
+    pub value: At<HeaderValue>,
+}
+
+/// The tokens that are issued and believed.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tokens {
+    /// The claim `iss`.
+    pub issuer: At<Name>,
+    /// The claim `aud`.
+    pub audience: At<Name>,
+    /// How long a token is valid.
+    pub ttl: At<Duration<{ SECOND }, { 366 * DAY }>>,
+    /// How long past its expiry a token is still believed, for clocks that differ.
+    pub leeway: At<Duration<0, { 5 * MINUTE }>>,
+    /// What new tokens are signed with.
+    pub algorithm: At<Algorithm>,
+    /// The folder of the keys, in `state`; or a secret, for HS256, HS384 and HS512.
+    pub keys: Keys,
+    /// Other issuers whose tokens are believed.
+    pub trust: Vec<Trust>,
+}
+
+impl Default for Tokens {
+    fn default() -> Self {
+        Tokens {
+            issuer: at("portcullis"),
+            audience: at("portcullis"),
+            ttl: after::<3_600_000, _, _>(),
+            leeway: after::<0, _, _>(),
+            algorithm: At::nowhere(Algorithm::EdDSA),
+            keys: Keys::Folder(at("keys")),
+            trust: Vec::new(),
+        }
+    }
+}
+
+/// A signature algorithm (RFC 7518 §3.1, RFC 8037 §3.1).
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[schemars(inline)]
+pub enum Algorithm {
+    /// Ed25519.
+    EdDSA,
+    /// ECDSA with P-256 and SHA-256.
+    ES256,
+    /// ECDSA with P-384 and SHA-384.
+    ES384,
+    /// RSA PKCS#1 v1.5 with SHA-256.
+    RS256,
+    /// RSA PSS with SHA-256.
+    PS256,
+    /// HMAC with SHA-256 and a shared secret.
+    HS256,
+    /// HMAC with SHA-384 and a shared secret.
+    HS384,
+    /// HMAC with SHA-512 and a shared secret.
+    HS512,
+}
+
+impl Algorithm {
+    /// Whether one secret both signs and verifies.
+    pub fn is_symmetric(self) -> bool {
+        matches!(self, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
+    }
+}
+
+/// Where the signing keys are.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[schemars(untagged, inline)]
+pub enum Keys {
+    /// A folder of PKCS#8 files.
+    #[serde(rename = "$text")]
+    Folder(At<Name>),
+    /// One secret.
+    #[serde(rename = "$mapping")]
+    Secret(KeySecret),
+}
+
+/// A secret to sign with.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeySecret {
+    /// The secret, best as `${NAME}` or `${file:path}`.
+    pub secret: At<Secret>,
+}
+
+/// Another issuer whose tokens are believed. Exactly one of `jwks`, `secret` and `public_key` is needed.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [
+    { "required": ["jwks"] }, { "required": ["secret"] }, { "required": ["public_key"] }
+]))]
+pub struct Trust {
+    /// What its claim `iss` is.
+    pub issuer: At<Name>,
+    /// What its claim `aud` has to hold.
+    pub audience: At<Name>,
+    /// Its public keys: a URL or a file, beside this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks: Option<At<JwksSource>>,
+    /// The secret it shares with this gateway, for HS256, HS384 and HS512.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<At<Secret>>,
+    /// Its public key: PEM text or a file, beside this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<At<PublicKey>>,
+    /// What it signs with. When left out: HS256 with a secret, else every algorithm with a key pair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), extend("uniqueItems" = true))]
+    pub algorithms: Option<Vec<At<Algorithm>>>,
+    /// The claim that holds the role or a list of roles; dots lead into nested objects.
+    #[serde(default = "role_claim")]
+    pub role_claim: At<Name>,
+    /// Its roles to ours. When given, a role that is not listed counts for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role_map: Option<Pairs<String>>,
+    /// The claim that holds the user's name.
+    #[serde(default = "user_claim")]
+    pub user_claim: At<Name>,
+    /// What its subjects are prefixed with, so that they cannot be mistaken for local ids.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id_prefix: Option<At<Name>>,
+}
+
+fn role_claim() -> At<Name> {
+    at("role")
+}
+
+fn user_claim() -> At<Name> {
+    at("sub")
+}
+
+impl Trust {
+    /// The algorithms that count: those listed, or all that the kind of key can be used with.
+    pub fn algorithms(&self) -> Vec<Algorithm> {
+        match &self.algorithms {
+            Some(listed) => listed.iter().map(|algorithm| algorithm.value).collect(),
+            None if self.secret.is_some() => vec![Algorithm::HS256],
+            None => {
+                vec![Algorithm::EdDSA, Algorithm::ES256, Algorithm::ES384, Algorithm::RS256, Algorithm::PS256]
+            }
+        }
+    }
+}
+
+/// The login endpoint.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Login {
+    /// Its path.
+    pub path: At<OwnPath>,
+    /// The field of the body that holds the user's name.
+    pub username_field: At<Name>,
+    /// The field of the body that holds the password.
+    pub password_field: At<Name>,
+    /// The answer: any shape, with `$token`, `$expires_in`, `$user.id`, `.username`, `.name`, `.email`, `.role`.
+    #[schemars(with = "Anything", extend("x-template" = LOGIN_VARIABLES))]
+    pub response: At<Template>,
+    /// Other sites whose pages may log in (CORS).
+    pub origins: Vec<At<Origin>>,
+}
+
+impl Default for Login {
+    fn default() -> Self {
+        let user = serde_json::json!({
+            "id": "$user.id", "name": "$user.name", "email": "$user.email", "role": "$user.role",
+        });
+        Login {
+            path: at("/auth/login"),
+            username_field: at("username"),
+            password_field: at("password"),
+            response: At::nowhere(Template::new(serde_json::json!({ "token": "$token", "user": user }))),
+            origins: Vec::new(),
+        }
+    }
+}
+
+/// The gateway's own refusals.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Errors {
+    /// Their body: any shape, with `$message`, `$reason`, `$status`, `$code`, `$request_id`.
+    #[schemars(with = "Anything", extend("x-template" = ERROR_VARIABLES))]
+    pub body: At<Template>,
+}
+
+impl Default for Errors {
+    fn default() -> Self {
+        Errors { body: At::nowhere(Template::new(serde_json::json!({ "error": "$message" }))) }
+    }
+}
+
+/// Any YAML value.
+struct Anything;
+
+impl JsonSchema for Anything {
+    fn schema_name() -> Cow<'static, str> {
+        "Anything".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({})
+    }
+}
+
+/// What happens to a CORS preflight.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum Preflight {
+    /// OPTIONS is judged by the rules like any other method.
+    #[default]
+    Reject,
+    /// A true preflight goes on to the upstream, anonymous.
+    Forward,
+}
+
+/// The most that is accepted.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// A request's head.
+    pub header_bytes: At<Size<{ 8 * KIB }, { 1024 * KIB }>>,
+    /// A request's path and query.
+    pub target_bytes: At<Size<64, { 64 * KIB }>>,
+    /// A request's header lines.
+    #[schemars(range(min = 8, max = 1000))]
+    pub headers: At<u32>,
+    /// How long a request's head may take.
+    pub header_timeout: At<Duration<100, { 5 * MINUTE }>>,
+    /// How long a connection may be idle between requests, or a body stand still.
+    pub idle_timeout: At<Duration<100, { DAY }>>,
+    /// A request's body; `off` is no limit.
+    pub body_bytes: At<OrOff<Size<1, { 1 << 50 }>>>,
+    /// A token.
+    pub token_bytes: At<Size<256, { 64 * KIB }>>,
+    /// Client connections at a time.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub connections: At<u32>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            header_bytes: At::nowhere(Size::of::<{ 32 * KIB }>()),
+            target_bytes: At::nowhere(Size::of::<{ 8 * KIB }>()),
+            headers: At::nowhere(100),
+            header_timeout: after::<10_000, _, _>(),
+            idle_timeout: after::<75_000, _, _>(),
+            body_bytes: At::nowhere(OrOff(None)),
+            token_bytes: At::nowhere(Size::of::<{ 8 * KIB }>()),
+            connections: At::nowhere(10_000),
+        }
+    }
+}
+
+/// How the gateway stops.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shutdown {
+    /// How long it goes on serving, so that a load balancer notices.
+    pub drain: At<Duration<0, { HOUR }>>,
+    /// When it is gone at the latest.
+    pub timeout: At<Duration<0, { HOUR }>>,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Shutdown { drain: after::<5_000, _, _>(), timeout: after::<25_000, _, _>() }
+    }
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// `auto` is text on a terminal and JSON otherwise.
+    pub format: LogFormat,
+    /// What is worth a line.
+    pub level: LogLevel,
+    /// Whether every request has a line.
+    pub access: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log { format: LogFormat::default(), level: LogLevel::default(), access: true }
+    }
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    #[default]
+    Auto,
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// The least that is worth a line.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum LogLevel {
+    /// Something failed.
+    Error,
+    /// Something may fail.
+    Warn,
+    /// What happens.
+    #[default]
+    Info,
+    /// Why it happens.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl Raw {
+    /// What two values of one section owe each other. A section that something was left out of is not judged.
+    pub(super) fn contradictions(&self, incomplete: &BTreeSet<String>) -> Vec<Diagnostic> {
+        let mut found = Vec::new();
+        let whole = |section: &str| !incomplete.contains(section);
+        if whole("identity") {
+            self.identity.contradictions(&mut found);
+        }
+        if whole("tokens") {
+            self.tokens.contradictions(&mut found);
+        }
+        if whole("login")
+            && let OrFalse(Some(login)) = &self.login
+            && login.username_field == login.password_field
+        {
+            let place = login.password_field.at.max(login.username_field.at);
+            found.push(Diagnostic::error(
+                place,
+                Problem::SameField { name: login.username_field.as_str().into() },
+            ));
+        }
+        if whole("shutdown") && self.shutdown.drain.get() > self.shutdown.timeout.get() {
+            let place = self.shutdown.drain.at.max(self.shutdown.timeout.at);
+            found.push(Diagnostic::error(place, Problem::DrainPastTimeout));
+        }
+        found
+    }
+}
+
+impl Identity {
+    /// Every header that is written, for whoever has to remove the client's copies.
+    pub fn headers(&self) -> impl Iterator<Item = &At<HeaderName>> {
+        let names = [&self.id, &self.user, &self.role, &self.email, &self.name];
+        let secret = self.secret.0.as_ref().map(|secret| &secret.header);
+        names.into_iter().filter_map(|name| name.0.as_ref()).chain(secret)
+    }
+
+    fn contradictions(&self, found: &mut Vec<Diagnostic>) {
+        let mut headers: Vec<_> = self.headers().collect();
+        headers.sort_by_key(|header| header.at);
+        for (index, header) in headers.iter().enumerate() {
+            let folded = value::fold_header(header.as_str());
+            if let Some(first) =
+                headers[..index].iter().find(|first| value::fold_header(first.as_str()) == folded)
+            {
+                let (name, other) = (header.as_str().to_owned(), first.as_str().to_owned());
+                found
+                    .push(Diagnostic::error(header.at, Problem::SameHeader { name, other, first: first.at }));
+            }
+        }
+    }
+}
+
+impl Tokens {
+    fn contradictions(&self, found: &mut Vec<Diagnostic>) {
+        let algorithm = format!("{:?}", self.algorithm.value);
+        match (&self.keys, self.algorithm.is_symmetric()) {
+            (Keys::Folder(folder), true) => {
+                let place = self.algorithm.at.max(folder.at);
+                found.push(Diagnostic::error(place, Problem::AlgorithmNeedsSecret { algorithm }));
+            }
+            (Keys::Secret(secret), false) => {
+                let place = self.algorithm.at.max(secret.secret.at);
+                found.push(Diagnostic::error(place, Problem::AlgorithmNeedsKeys { algorithm }));
+            }
+            _ => {}
+        }
+        for (index, trust) in self.trust.iter().enumerate() {
+            let same = |other: &&Trust| other.issuer == trust.issuer && other.audience == trust.audience;
+            let own = self.issuer == trust.issuer && self.audience == trust.audience;
+            let first = self.trust[..index].iter().find(same).map(|first| first.issuer.at);
+            if let Some(first) = first.or_else(|| own.then_some(self.issuer.at)) {
+                let issuer = trust.issuer.as_str().to_owned();
+                found.push(Diagnostic::error(trust.issuer.at, Problem::SameIssuer { issuer, first }));
+            }
+            let source = if trust.secret.is_some() { "a secret" } else { "a public key" };
+            for algorithm in trust.algorithms.iter().flatten() {
+                if algorithm.is_symmetric() != trust.secret.is_some() {
+                    let algorithm_name = format!("{:?}", algorithm.value);
+                    let problem = Problem::AlgorithmAndSource { algorithm: algorithm_name, source };
+                    found.push(Diagnostic::error(algorithm.at, problem));
+                }
+            }
+        }
+    }
+}
