@@ -1,0 +1,388 @@
+#!/usr/bin/env python3
+"""Wagtail behind the gateway, end to end: test_wagtail.py DIR, for a DIR that setup.sh made.
+
+Starts the site and the gateway (PORTCULLIS_BIN, by default target/release/portcullis) on free ports of
+the loopback address, with gateway.yaml as it stands but for its three addresses; tries what README.md
+promises; stops both. Prints a line a check and `N passed, N failed` at the end. Needs requests, which is
+in DIR/venv, and starts itself again with that Python when it is missing here.
+"""
+
+import json
+import os
+import re
+import secrets
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from contextlib import ExitStack, contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent.parent
+# Names as seed.py gives them to Wagtail, with the role that each has at the gateway.
+USERS = {"vera": "Viewer", "eddie": "Editor", "sam": "SuperAdmin"}
+FULL_NAMES = {"eddie": "Eddie Editor", "sam": "Sam Superadmin"}
+
+
+class Checks:
+    """Counts, and prints each check as it is made."""
+
+    passed = failed = 0
+
+    def that(self, claim, holds, seen=""):
+        if holds:
+            self.passed += 1
+            print(f"ok      {claim}", flush=True)
+        else:
+            self.failed += 1
+            print(f"not ok  {claim}: saw {str(seen)[:300]!r}", flush=True)
+
+
+class Form(HTMLParser):
+    """The fields of a page's forms as a browser would send them back, buttons aside."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.fields, self.textarea, self.select = {}, None, None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        named = dict(attributes)
+        name = named.get("name")
+        if tag == "input" and name:
+            kind = named.get("type", "text")
+            ticked = kind not in ("checkbox", "radio") or "checked" in named
+            if kind not in ("submit", "button", "file") and ticked:
+                self.fields[name] = named.get("value") or ""
+        elif tag == "textarea" and name:
+            self.textarea = name
+            self.fields[name] = ""
+        elif tag == "select" and name:
+            self.select = name
+        elif tag == "option" and self.select and (self.select not in self.fields or "selected" in named):
+            self.fields[self.select] = named.get("value", "")
+
+    def handle_endtag(self, tag):
+        if tag == "textarea":
+            self.textarea = None
+        elif tag == "select":
+            self.select = None
+
+    def handle_data(self, data):
+        if self.textarea:
+            self.fields[self.textarea] += data
+
+
+def free_ports(count):
+    """Ports that nobody listens on. Somebody could take one before it is used; then the start fails, loudly."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@contextmanager
+def running(name, command, port, log, **options):
+    """Runs a server until the block ends; entered once it listens."""
+    with open(log, "wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, **options)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            if process.poll() is not None or time.monotonic() > deadline:
+                sys.exit(f"{name} did not start:\n{Path(log).read_text(errors='replace')[-3000:]}")
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def gateway_file(folder, gateway, admin, cms):
+    """gateway.yaml with other addresses, in a folder of its own. Says so if the file's have changed."""
+    text = (HERE / "gateway.yaml").read_text()
+    for written, meant in [
+        ("listen: 127.0.0.1:8080", f"listen: 127.0.0.1:{gateway}"),
+        ("admin: 127.0.0.1:9090", f"admin: 127.0.0.1:{admin}"),
+        ("upstream: http://127.0.0.1:8000", f"upstream: http://127.0.0.1:{cms}"),
+    ]:
+        if text.count(written) != 1:
+            sys.exit(f"gateway.yaml does not hold `{written}` once; this script needs to change it")
+        text = text.replace(written, meant)
+    file = Path(folder, "gateway.yaml")
+    file.write_text(text)
+    return file
+
+
+def raw_get(port, path, lines):
+    """Status and body of a GET with header lines exactly as given, which no HTTP library would send."""
+    head = [f"GET {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Connection: close", *lines]
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(("\r\n".join(head) + "\r\n\r\n").encode())
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    status = re.match(rb"HTTP/1\.1 (\d{3})", answer)
+    return int(status[1]) if status else 0, answer.decode(errors="replace")
+
+
+def picture():
+    """A small PNG, made here so that the test needs no file."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    side = 16
+    rows = b"".join(b"\0" + bytes([40 * (row % 6), 120, 200]) * side for row in range(side))
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(f"usage: {sys.argv[0]} DIR   (made by setup.sh)")
+    folder = Path(sys.argv[1]).resolve()
+    python = folder / "venv/bin/python"
+    portcullis = Path(os.environ.get("PORTCULLIS_BIN", REPOSITORY / "target/release/portcullis")).resolve()
+    for needed, remedy in [(python, f"run {HERE}/setup.sh {folder}"), (portcullis, "build it, or set PORTCULLIS_BIN")]:
+        if not needed.exists():
+            sys.exit(f"{needed} is missing: {remedy}")
+    try:
+        import requests
+    except ImportError:
+        os.execv(python, [python, *sys.argv])
+
+    name, _, secret = (folder / "gateway.env").read_text().strip().partition("=")
+    environment = {**os.environ, name: secret}
+    gateway_port, admin_port, cms_port = free_ports(3)
+    gateway = f"http://127.0.0.1:{gateway_port}"
+    cms = f"http://127.0.0.1:{cms_port}"
+    check = Checks()
+
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="portcullis-wagtail-"))
+        file = gateway_file(scratch, gateway_port, admin_port, cms_port)
+
+        def run(*arguments, **options):
+            command = [str(portcullis), *arguments, "--config", str(file)]
+            return subprocess.run(command, env=environment, capture_output=True, text=True, **options)
+
+        checked = run("check")
+        check.that("gateway.yaml is valid and its expectations hold", checked.returncode == 0, checked.stdout + checked.stderr)
+        passwords = {user: secrets.token_urlsafe(12) for user in USERS}
+        for user, role in USERS.items():
+            added = run("user", "add", user, "--role", role, "--password-stdin", input=passwords[user] + "\n")
+            check.that(f"user add {user} --role {role}", added.returncode == 0, added.stdout + added.stderr)
+
+        gunicorn = [python, "-m", "gunicorn", "-c", "gunicorn_conf.py", "legacy.wsgi"]
+        site_environment = {**environment, "CMS_LISTEN": f"127.0.0.1:{cms_port}", "PUBLIC_URL": gateway}
+        cms_log = Path(scratch, "cms.log")
+        stack.enter_context(
+            running("Wagtail", gunicorn, cms_port, cms_log, cwd=folder / "site", env=site_environment)
+        )
+        serve = [portcullis, "serve", "--config", file]
+        gateway_log = Path(scratch, "gateway.log")
+        stack.enter_context(running("the gateway", serve, gateway_port, gateway_log, env=environment))
+        failed_before = check.failed
+
+        def get(path, **options):
+            return requests.get(gateway + path, allow_redirects=False, timeout=30, **options)
+
+        # ---- Who gets in
+        home = get("/")
+        check.that("the public site is public", home.status_code == 200, home.status_code)
+        anonymous = get("/admin/")
+        check.that("anonymous is refused by the gateway", anonymous.status_code == 401, anonymous.status_code)
+        check.that(
+            "... in the gateway's words",
+            anonymous.headers.get("content-type", "").startswith("application/json")
+            and anonymous.json() == {"error": "Missing Authorization header"},
+            anonymous.text,
+        )
+        wrong = requests.post(f"{gateway}/auth/login", json={"username": "eddie", "password": "not this"}, timeout=30)
+        check.that("a wrong password is refused", wrong.status_code == 401, wrong.text)
+
+        tokens = {}
+        for user, password in passwords.items():
+            answer = requests.post(
+                f"{gateway}/auth/login", json={"username": user, "password": password}, timeout=30
+            )
+            check.that(f"{user} logs in", answer.status_code == 200 and "token" in answer.json(), answer.text)
+            tokens[user] = answer.json().get("token", "")
+        if not all(tokens.values()):
+            return finish(check, gateway_log, cms_log)
+        bearer = {user: {"Authorization": f"Bearer {token}"} for user, token in tokens.items()}
+
+        viewer = get("/admin/", headers=bearer["vera"])
+        check.that("a Viewer is refused the admin", viewer.status_code == 403, viewer.status_code)
+        for user, full_name in FULL_NAMES.items():
+            dashboard = get("/admin/", headers=bearer[user])
+            check.that(
+                f"{USERS[user]} sees Wagtail's dashboard as {full_name}",
+                dashboard.status_code == 200 and full_name in dashboard.text,
+                (dashboard.status_code, dashboard.headers),
+            )
+        users = get("/admin/users/", headers=bearer["eddie"])
+        check.that("an Editor is refused /admin/users/", users.status_code == 403, users.status_code)
+        check.that(
+            "... by the gateway, not by Wagtail",
+            users.headers.get("content-type", "").startswith("application/json")
+            and users.json() == {"error": "Access denied"},
+            users.text,
+        )
+        bulk = requests.post(f"{gateway}/admin/bulk/auth/user/delete/?id=1", headers=bearer["eddie"], timeout=30)
+        check.that("... nor deletes users in bulk", bulk.status_code == 403 and "Access denied" in bulk.text, bulk.text)
+        users = get("/admin/users/", headers=bearer["sam"])
+        check.that(
+            "a SuperAdmin sees /admin/users/", users.status_code == 200 and "eddie" in users.text, users.status_code
+        )
+        form = requests.post(f"{gateway}/admin/login/", data={"username": "sam", "password": "x"}, timeout=30)
+        check.that("Wagtail's own login form is closed", form.status_code == 401, form.status_code)
+
+        # ---- Who one is, whatever one claims
+        authorization = f"Authorization: Bearer {tokens['eddie']}"
+        for forged in [
+            ["X-Auth-User: sam"],
+            ["x-auth-user: sam"],
+            ["X_Auth_User: sam"],
+            ["X_AUTH-user: sam"],
+            ["X.Auth.User: sam"],
+            ["X-Auth-User: sam", "X-Auth-User: sam"],
+            ["X-Gateway-Secret: x", "X-Auth-User: sam"],
+            ["X_Gateway_Secret: x"],
+            ["HTTP-X-Auth-User: sam"],
+        ]:
+            status, body = raw_get(gateway_port, "/admin/", [*forged, authorization])
+            check.that(
+                f"an Editor who sends {', '.join(forged)} stays themself",
+                status == 200 and FULL_NAMES["eddie"] in body and FULL_NAMES["sam"] not in body,
+                (status, body),
+            )
+        status, body = raw_get(gateway_port, "/", ["X-Auth-User: sam", "X_Auth_User: sam"])
+        check.that("anonymous stays anonymous on a public page", status == 200 and "sessionid" not in body, body)
+        for line in ["SCRIPT_NAME: /documents", "Script-Name: /documents", "PATH_INFO: /admin/users/"]:
+            status, body = raw_get(gateway_port, "/documents/admin/users/", [line, authorization])
+            check.that(f"{line} moves no request to another path", status in (400, 404), (status, body))
+
+        def past_the_gateway(**headers):
+            return requests.get(
+                f"{cms}/admin/",
+                headers={name.replace("_", "-"): value for name, value in headers.items()},
+                allow_redirects=False,
+                timeout=30,
+            )
+
+        believed = past_the_gateway(X_Auth_User="sam", X_Gateway_Secret=secret)
+        check.that("Wagtail believes the secret (the checks below mean something)", believed.status_code == 200)
+        for claim, headers in [
+            ("no secret", {}),
+            ("a wrong secret", {"X_Gateway_Secret": "0" * 64}),
+            ("an empty secret", {"X_Gateway_Secret": ""}),
+            ("a secret cut short", {"X_Gateway_Secret": secret[:-1]}),
+            ("a secret in Latin-1", {"X_Gateway_Secret": b"\xe9" * 64}),
+        ]:
+            stranger = past_the_gateway(X_Auth_User="sam", **headers)
+            check.that(f"{claim} direct to Wagtail is not believed", stranger.status_code == 302, stranger.status_code)
+        unknown = past_the_gateway(X_Auth_User="mallory", X_Gateway_Secret=secret)
+        check.that("a name that Wagtail does not know is nobody", unknown.status_code == 302, unknown.status_code)
+        encoded = past_the_gateway(X_Auth_User="%73am", X_Gateway_Secret=secret)
+        check.that("a percent-encoded name is read as the name", encoded.status_code == 200, encoded.status_code)
+        broken = past_the_gateway(X_Auth_User="%ff", X_Gateway_Secret=secret)
+        check.that("one that is not UTF-8 is nobody", broken.status_code == 302, broken.status_code)
+
+        # ---- What an editor came for
+        with requests.Session() as browser:
+            browser.headers.update(bearer["eddie"], Origin=gateway)
+            mark = secrets.token_hex(4)
+
+            page = browser.get(f"{gateway}/admin/images/add/", timeout=30)
+            fields = {**Form(page.text).fields, "title": f"Harbour {mark}"}
+            stored = browser.post(
+                f"{gateway}/admin/images/add/",
+                data=fields,
+                files={"file": (f"harbour-{mark}.png", picture(), "image/png")},
+                timeout=60,
+            )
+            listed = browser.get(f"{gateway}/admin/images/", timeout=30).text
+            check.that(
+                "an image is uploaded through the gateway",
+                stored.status_code == 200 and f"Harbour {mark}" in listed,
+                (stored.status_code, stored.url),
+            )
+            image = get(f"/media/original_images/harbour-{mark}.png")
+            check.that(
+                "... and arrives byte for byte", image.status_code == 200 and image.content == picture(), image
+            )
+
+            parent = browser.get(f"{gateway}/admin/api/main/pages/?child_of=1", timeout=30).json()["items"][0]["id"]
+            add = f"{gateway}/admin/pages/add/home/homepage/{parent}/"
+            page = browser.get(add, timeout=30)
+            slug = f"first-page-{mark}"
+            fields = {**Form(page.text).fields, "title": f"First page {mark}", "slug": slug}
+            missing = get(f"/{slug}/")
+            published = browser.post(add, data={**fields, "action-publish": "action-publish"}, timeout=60)
+            visible = get(f"/{slug}/")
+            check.that(
+                "a page is published through the gateway",
+                missing.status_code == 404 and published.status_code == 200,
+                (missing.status_code, published.status_code, published.url),
+            )
+            check.that(
+                "... and the public sees it",
+                visible.status_code == 200 and f"First page {mark}" in visible.text,
+                visible.status_code,
+            )
+            foreign = browser.post(add, data=fields, headers={"Origin": "https://elsewhere.example"}, timeout=30)
+            check.that("a form from a foreign site is still refused", foreign.status_code == 403, foreign.status_code)
+
+            # The CMS's own session cookie, without the token or with another's.
+            cookies = browser.cookies.get_dict()
+            check.that("Wagtail's session cookie reached the client", "sessionid" in cookies, cookies)
+            stale = requests.get(f"{cms}/admin/", cookies=cookies, allow_redirects=False, timeout=30)
+            check.that("the session cookie alone opens nothing", stale.status_code == 302, stale.status_code)
+        with requests.Session() as browser:
+            browser.get(f"{gateway}/admin/", headers=bearer["eddie"], timeout=30)
+            other = browser.get(f"{gateway}/admin/", headers=bearer["sam"], timeout=30)
+            check.that(
+                "another's session cookie makes nobody someone else",
+                other.status_code == 200 and FULL_NAMES["sam"] in other.text and FULL_NAMES["eddie"] not in other.text,
+                other.status_code,
+            )
+
+        logged = gateway_log.read_text(errors="replace") + cms_log.read_text(errors="replace")
+        leaks = [what for what in [secret, *passwords.values(), *tokens.values()] if what in logged]
+        check.that("no log holds the secret, a password or a token", not leaks, f"{len(leaks)} of them")
+        if check.failed > failed_before:
+            show(gateway_log, cms_log)
+
+    return finish(check)
+
+
+def show(*logs):
+    for log in logs:
+        print(f"---- the end of {log.name}\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def finish(check, *logs):
+    show(*logs)
+    print(f"{check.passed} passed, {check.failed} failed")
+    return 1 if check.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
