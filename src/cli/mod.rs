@@ -1,9 +1,174 @@
 //! The command line: one file a command, and the one error that all of them end with.
 
+pub mod check;
+pub mod demo;
+pub mod explain;
+pub mod extras;
+pub mod token;
 pub mod user;
 
+use std::error::Error;
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::Source;
+use crate::config::reload::{LoadError, Loader};
+use crate::config::snapshot::{Built, Snapshot, Surroundings};
 use crate::store::StoreError;
-use std::{error::Error, fmt, io};
+use crate::store::sqlite::SqliteUsers;
+
+/// An authentication gateway in front of a legacy CMS.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, disable_help_subcommand = true)]
+#[command(after_help = "Start with 'portcullis demo'. Without a command, 'serve' is meant.")]
+pub struct Arguments {
+    /// The configuration file
+    #[arg(long, global = true, value_name = "F", default_value = "gateway.yaml")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway
+    #[command(after_help = "Signals: SIGHUP reloads the configuration, SIGTERM drains and stops, SIGINT stops \
+        without draining.\n\nExample:\n  portcullis serve --config /etc/portcullis/gateway.yaml")]
+    Serve,
+    /// Run a sample CMS, the gateway in front of it and three users, in a temporary folder
+    Demo,
+    /// Write a commented starter file
+    #[command(after_help = "Example:\n  portcullis init --config gateway.yaml")]
+    Init,
+    /// Say everything that is wrong with the configuration, without starting
+    #[command(after_help = "Exit code 2 when the file would be refused.\n\nExample:\n  portcullis check --network")]
+    Check {
+        /// Try the stores, the trusted issuers and the upstream as well
+        #[arg(long)]
+        network: bool,
+    },
+    /// Show every reading of a request, the rule that each hits, and who may pass
+    #[command(after_help = "Examples:\n  portcullis explain GET /admin/user/5\n  \
+        portcullis explain POST '/wp-json/wp/v2/users?_method=DELETE' --role Editor\n  \
+        portcullis explain GET /admin --header 'X-HTTP-Method-Override: DELETE'")]
+    Explain(explain::Explain),
+    /// Manage the users of the local store
+    #[command(subcommand)]
+    User(user::UserCommand),
+    /// Make and look into tokens
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Ask the gateway of the configuration whether it is ready
+    #[command(after_help = "Exit code 0 when it is; for containers and scripts.")]
+    Health,
+    /// Print the JSON Schema of gateway.yaml, for editors
+    Schema,
+    /// Print shell completions
+    #[command(after_help = "Example:\n  portcullis completions bash > /etc/bash_completion.d/portcullis")]
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write all of them to a folder
+    Man {
+        /// One page a command, into this folder
+        #[arg(value_name = "FOLDER")]
+        folder: Option<PathBuf>,
+    },
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match run(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "portcullis: {error}");
+            ExitCode::from(error.code)
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode, CliError> {
+    let loader = Loader::new(arguments.config);
+    let mut out = io::stdout().lock();
+    match arguments.command.unwrap_or(Command::Serve) {
+        Command::Serve => {
+            // Checked here so that what is wrong is shown with its lines, and told apart by the exit code.
+            load(&loader, &Surroundings { create_keys: true, now: now(), ..Surroundings::default() })?;
+            drop(out);
+            crate::server::run(loader, |_| {}).map_err(CliError::failed)?;
+        }
+        Command::Demo => {
+            drop(out);
+            demo::run()?;
+        }
+        Command::Init => extras::init(loader.path(), &mut out)?,
+        Command::Check { network } => return check::run(&loader, network, &mut out),
+        Command::Explain(explain) => explain::run(&explain, &load(&loader, &Surroundings::default())?.0, &mut out)?,
+        Command::User(command) => {
+            let (snapshot, _) = load(&loader, &Surroundings::default())?;
+            let roles = snapshot.policy.roles().names().to_vec();
+            in_runtime(async move {
+                let users = open_users(&snapshot).await?;
+                let outcome = user::run(command, &users, &roles, &mut out).await;
+                users.close().await;
+                outcome
+            })??;
+        }
+        Command::Token(command) => token::run(command, &loader, &mut out)?,
+        Command::Health => extras::health(&load(&loader, &Surroundings::default())?.0)?,
+        Command::Schema => printed(writeln!(out, "{:#}", crate::config::json_schema()))?,
+        Command::Completions { shell } => {
+            // Written to memory first: the generator panics when its reader has gone.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "portcullis", &mut script);
+            printed(out.write_all(&script))?;
+        }
+        Command::Man { folder } => extras::man(&Arguments::command(), folder.as_deref(), &mut out)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Loads the configuration; its warnings are nobody's question here.
+fn load(loader: &Loader, surroundings: &Surroundings) -> Result<(Snapshot, Source), CliError> {
+    let (Built { snapshot, .. }, source) = loader.load(surroundings).map_err(invalid)?;
+    Ok((snapshot, source))
+}
+
+fn invalid(error: LoadError) -> CliError {
+    CliError::usage(match &error {
+        LoadError::Unreadable(what) => what.clone(),
+        LoadError::Invalid(..) => {
+            format!("the configuration is invalid\n{}", error.render(io::stderr().is_terminal()).trim_end())
+        }
+    })
+}
+
+async fn open_users(snapshot: &Snapshot) -> Result<SqliteUsers, CliError> {
+    Ok(SqliteUsers::open(&snapshot.fixed.users).await?)
+}
+
+/// Runs what has to wait for something.
+fn in_runtime<F: Future>(work: F) -> Result<F::Output, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.map_err(|error| CliError::failed(format!("cannot start: {error}")))?.block_on(work))
+}
+
+/// Unix time in seconds.
+fn now() -> u64 {
+    crate::server::handler::unix_now()
+}
 
 /// Why a command did not do what it was asked: what to print, and how to exit.
 #[derive(Clone, Debug, Eq, PartialEq)]

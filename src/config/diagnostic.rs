@@ -9,6 +9,8 @@ use std::fmt;
 
 use super::Source;
 use super::value::ValueError;
+use crate::policy::method::MethodError;
+use crate::policy::pattern::PatternError;
 
 /// A place in the file: line and column, both from 1, the column in characters.
 ///
@@ -138,6 +140,30 @@ pub enum Problem {
     AlgorithmAndSource { algorithm: String, source: &'static str },
     /// `shutdown.drain` reaches past `shutdown.timeout`.
     DrainPastTimeout,
+    /// A role that `roles` does not list.
+    UnknownRole { name: String, nearest: Option<String> },
+    /// A `path` that is no pattern.
+    Pattern { path: String, why: PatternError },
+    /// A rule's methods that are none.
+    Methods { why: MethodError },
+    /// Two rules that neither is the more specific of. `method`: the one that both list.
+    RulesTie { other: Position, method: Option<String> },
+    /// A rule for a path that the gateway answers itself.
+    CoversEndpoint { path: String },
+    /// Other rules take everything that this one matches.
+    RuleNeverWins,
+    /// A query rule that everybody may pass.
+    QueryRaisesNothing,
+    /// A rule that lets a POST pass for less than a query rule asks.
+    BodyCouldCarry { laxer: Position },
+    /// No rule at all.
+    NoRules,
+    /// An `expect` case that does not hold. `rule`: the one that decides otherwise.
+    ExpectationFailed { expected: String, found: String, rule: Option<Position> },
+    /// The signing keys cannot be used; a sentence.
+    Keys { what: String },
+    /// A trusted issuer's keys cannot be used, or not all of them; a sentence.
+    TrustedKeys { what: String },
     /// A fault of this program: the checked tree did not fit its types.
     Internal { what: String },
 }
@@ -360,6 +386,34 @@ impl fmt::Display for Problem {
             Problem::AlgorithmAndSource { algorithm, source } => {
                 write!(f, "{algorithm} cannot be verified with {source}")
             }
+            Problem::UnknownRole { name, nearest } => {
+                write!(f, "unknown role '{}'", tidy(name))?;
+                nearest.as_ref().map_or(Ok(()), |nearest| write!(f, ", did you mean '{nearest}'?"))
+            }
+            Problem::Pattern { path, why } => write!(f, "'{}' is not a path: {why}", tidy(path)),
+            Problem::Methods { why } => why.fmt(f),
+            Problem::RulesTie { other, method } => {
+                let what = method.as_ref().map_or("every method".to_owned(), |method| method.clone());
+                write!(f, "ties with the rule in line {}: both are for the same paths and {what}", other.line)
+            }
+            Problem::CoversEndpoint { path } => {
+                write!(f, "'{path}' belongs to the gateway itself; no rule can be for it")
+            }
+            Problem::RuleNeverWins => f.write_str("this rule never decides: more specific ones take all it matches"),
+            Problem::QueryRaisesNothing => {
+                f.write_str("this rule never decides: a rule with 'query' only raises, and everybody passes this one")
+            }
+            Problem::BodyCouldCarry { laxer } => write!(
+                f,
+                "bodies are not read: a POST, for which the rule in line {} asks less, may carry these parameters too",
+                laxer.line
+            ),
+            Problem::NoRules => f.write_str("there are no rules, so every request is refused"),
+            Problem::ExpectationFailed { expected, found, rule } => {
+                write!(f, "expected {expected}, but it is {found}")?;
+                rule.map_or(Ok(()), |rule| write!(f, " by the rule in line {}", rule.line))
+            }
+            Problem::Keys { what } | Problem::TrustedKeys { what } => f.write_str(what),
             Problem::DrainPastTimeout => f.write_str(
                 "'shutdown.drain' reaches past 'shutdown.timeout', and both count from the signal to stop",
             ),

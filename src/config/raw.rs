@@ -13,6 +13,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub use super::de::At;
+pub use crate::token::Algorithm;
 use super::diagnostic::{Diagnostic, Problem};
 pub use super::forms::{OneOrMany, OrFalse, OrOff, Pairs};
 use super::template::{ERROR_VARIABLES, LOGIN_VARIABLES, Template};
@@ -457,35 +458,6 @@ impl Default for Tokens {
             keys: Keys::Folder(at("keys")),
             trust: Vec::new(),
         }
-    }
-}
-
-/// A signature algorithm (RFC 7518 §3.1, RFC 8037 §3.1).
-#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[schemars(inline)]
-pub enum Algorithm {
-    /// Ed25519.
-    EdDSA,
-    /// ECDSA with P-256 and SHA-256.
-    ES256,
-    /// ECDSA with P-384 and SHA-384.
-    ES384,
-    /// RSA PKCS#1 v1.5 with SHA-256.
-    RS256,
-    /// RSA PSS with SHA-256.
-    PS256,
-    /// HMAC with SHA-256 and a shared secret.
-    HS256,
-    /// HMAC with SHA-384 and a shared secret.
-    HS384,
-    /// HMAC with SHA-512 and a shared secret.
-    HS512,
-}
-
-impl Algorithm {
-    /// Whether one secret both signs and verifies.
-    pub fn is_symmetric(self) -> bool {
-        matches!(self, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
     }
 }
 

@@ -1,4 +1,148 @@
-//! Logging in: credentials in, token out.
+//! Credentials in, token out.
+//!
+//! [`body`] reads what was sent, [`password`] checks it, [`cors`] says who else's pages may ask. Wrong
+//! password, unknown user and disabled user are one answer, byte for byte, and cost the same time; the
+//! log alone tells them apart. Not here: who may do what with the token (`policy`).
 
 pub mod body;
+pub mod cors;
 pub mod password;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use serde_json::Value;
+
+use crate::config::snapshot::LoginSettings;
+use crate::store::{UserRecord, Users};
+use crate::token::{Signer, Subject};
+use crate::wire::answer::{Refusal, json};
+use body::{BodyError, FieldNames};
+use password::{Hasher, HashError, Verdict};
+
+/// What a login needs beside the configuration.
+pub struct Login {
+    users: Arc<dyn Users>,
+    hasher: Hasher,
+}
+
+/// One request to the login path.
+pub struct Attempt {
+    /// The `Content-Type`.
+    pub content_type: Option<Vec<u8>>,
+    /// At most [`body::MAX_BODY_BYTES`].
+    pub body: Bytes,
+    /// Unix seconds.
+    pub now: u64,
+}
+
+impl Login {
+    /// `cores` passwords are checked at a time.
+    pub fn new(users: Arc<dyn Users>, cores: usize) -> Self {
+        Self { users, hasher: Hasher::new(cores) }
+    }
+
+    /// The user store, for whoever has to know that it answers.
+    pub fn users(&self) -> &dyn Users {
+        &*self.users
+    }
+
+    /// Answers one attempt, and names the user that it was for as far as that is known.
+    ///
+    /// # Errors
+    /// `LoginMediaType`, `LoginBody`, `LoginBodyTooLarge`, `WrongCredentials`, `UserStore`, `LoginBusy`;
+    /// `Internal` if no token can be made.
+    pub async fn log_in(
+        &self,
+        settings: &LoginSettings,
+        signer: Option<&Signer>,
+        ttl_seconds: u64,
+        attempt: Attempt,
+    ) -> (Option<String>, Result<Response<Bytes>, Refusal>) {
+        let names = FieldNames {
+            username: settings.username_field.clone(),
+            password: settings.password_field.clone(),
+        };
+        let credentials = match body::parse(attempt.content_type.as_deref(), &attempt.body, &names) {
+            Ok(credentials) => credentials,
+            Err(error) => return (None, Err(refusal_of(error))),
+        };
+        let username = credentials.username.clone();
+        let answer = self.check(credentials).await.and_then(|user| {
+            let signer = signer.ok_or(Refusal::Internal("there is no signing key"))?;
+            respond(settings, signer, ttl_seconds, &user, attempt.now)
+        });
+        (Some(username), answer)
+    }
+
+    async fn check(&self, credentials: body::Credentials) -> Result<UserRecord, Refusal> {
+        let user = match credentials.name_to_look_up() {
+            Some(name) => self.users.find(name).await.map_err(|error| {
+                tracing::error!(error = %error, "the user store failed during a login");
+                Refusal::UserStore
+            })?,
+            None => None,
+        };
+        match self.hasher.verify(credentials.password, user.as_ref()).await {
+            Ok(Verdict::Matches) => user.ok_or(Refusal::Internal("a password matched nobody's")),
+            Ok(Verdict::Differs) => Err(Refusal::WrongCredentials(match &user {
+                None => "unknown_user",
+                Some(user) if user.disabled => "disabled_user",
+                Some(_) => "wrong_password",
+            })),
+            Ok(Verdict::Unusable(why)) => {
+                tracing::error!(user = ?user.map(|user| user.username), %why, "a stored password hash cannot be used");
+                Err(Refusal::WrongCredentials("unusable_hash"))
+            }
+            Err(HashError::Busy) => Err(Refusal::LoginBusy),
+            Err(error) => {
+                tracing::error!(%error, "a password could not be checked");
+                Err(Refusal::Internal("a password could not be checked"))
+            }
+        }
+    }
+}
+
+fn respond(
+    settings: &LoginSettings,
+    signer: &Signer,
+    ttl_seconds: u64,
+    user: &UserRecord,
+    now: u64,
+) -> Result<Response<Bytes>, Refusal> {
+    let issued = signer.issue(&subject_of(user, &user.id.to_string()), now).map_err(|error| {
+        tracing::error!(%error, user = user.username, "a token could not be made");
+        Refusal::Internal("a token could not be made")
+    })?;
+    let body = settings.response.render(&|name| match name {
+        "token" => Value::from(issued.token.as_str()),
+        "expires_in" => Value::from(ttl_seconds),
+        "user.id" => Value::from(user.id),
+        "user.username" => Value::from(user.username.as_str()),
+        "user.name" => Value::from(user.name.as_deref()),
+        "user.email" => Value::from(user.email.as_deref()),
+        "user.role" => Value::from(user.role.as_str()),
+        _ => Value::Null,
+    });
+    Ok(json(StatusCode::OK, &body))
+}
+
+/// Whom a token for this user is for; `id` is the user's, as text.
+pub fn subject_of<'a>(user: &'a UserRecord, id: &'a str) -> Subject<'a> {
+    Subject {
+        id,
+        username: &user.username,
+        role: &user.role,
+        name: user.name.as_deref(),
+        email: user.email.as_deref(),
+    }
+}
+
+fn refusal_of(error: BodyError) -> Refusal {
+    match error {
+        BodyError::UnsupportedMediaType => Refusal::LoginMediaType,
+        BodyError::TooLarge => Refusal::LoginBodyTooLarge,
+        BodyError::Malformed { .. } | BodyError::Missing { .. } => Refusal::LoginBody(error.to_string()),
+    }
+}

@@ -9,4 +9,4 @@ pub mod upgrade;
 pub mod upstream;
 
 pub use body::{AnswerBody, RequestBody};
-pub use upstream::{Slots, Upstream, UpstreamSettings};
+pub use upstream::{Slots, Upstream};

@@ -7,7 +7,6 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -16,20 +15,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use super::body::RequestBody;
+use crate::config::snapshot::UpstreamSettings;
 use crate::wire::answer::Refusal;
-
-/// Where the upstream is and what may be asked of it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct UpstreamSettings {
-    /// `host:port` to connect to.
-    pub address: String,
-    /// For one connection to be made, name resolution included.
-    pub connect_timeout: Duration,
-    /// How long an idle connection is used again.
-    pub idle_timeout: Duration,
-    /// Connections of all threads together.
-    pub max_connections: usize,
-}
 
 /// What all threads share of an upstream: the number of connections that may still be opened.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::timer::LazyTimer;
+use crate::timer::LazyTimer;
 use super::worker::Worker;
 use crate::wire::answer::Refusal;
 use crate::wire::client::Peer;

@@ -187,10 +187,11 @@ impl Worker {
             None => Caller::Anonymous,
         };
         let decision = snapshot.policy.decide(needed, caller);
-        active.count(&self.gateway.metrics, record.rule, &decision);
+        active.count(record.rule, &decision);
         if let Some((would_need, rule)) = judgement.on_trial {
             let would = snapshot.policy.decide(would_need, caller).map(|_| ());
-            active.count_trial(&self.gateway.metrics, rule, decision.as_ref().map(|_| ()), would, &parts.method);
+            let did = decision.as_ref().map(|_| ()).map_err(|denied| *denied);
+            active.count_trial(&self.gateway.metrics, rule, did, would);
         }
         let permit = decision.map_err(|denied| match denied {
             Denied::Anonymous => Refusal::NoCredentials,
@@ -381,7 +382,9 @@ impl Worker {
         // The store's connections live on the control runtime, and waiting there holds up no request.
         let answered = self.gateway.control.spawn(async move {
             match &snapshot.login {
-                Some(settings) => service.log_in(settings, attempt).await,
+                Some(settings) => {
+                    service.log_in(settings, snapshot.signer.as_ref(), snapshot.ttl.as_secs(), attempt).await
+                }
                 None => (None, Err(Refusal::Internal("login is off"))),
             }
         });

@@ -57,21 +57,7 @@ impl WorkerHandle {
 }
 
 /// Counts one open connection for as long as it exists.
-pub struct ConnectionCount(Arc<Gateway>);
-
-impl ConnectionCount {
-    /// One more.
-    pub fn new(gateway: Arc<Gateway>) -> Self {
-        gateway.metrics.connections.inc();
-        Self(gateway)
-    }
-}
-
-impl Drop for ConnectionCount {
-    fn drop(&mut self) {
-        self.0.metrics.connections.dec();
-    }
-}
+pub struct ConnectionCount(pub(super) Arc<Gateway>);
 
 /// A caller whose token has been verified, with the header values that say so.
 pub struct Known {

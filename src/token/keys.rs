@@ -32,6 +32,7 @@ use super::compact::{self, Object};
 /// The signature algorithms of gateway.yaml, by their JOSE names (RFC 7518 §3.1, RFC 8037 §3.1;
 /// EdDSA means Ed25519).
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
+#[schemars(inline)]
 pub enum Algorithm {
     EdDSA,
     ES256,

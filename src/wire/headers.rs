@@ -23,7 +23,7 @@ const HOP_BY_HOP: [&str; 9] = [
 ];
 
 /// Names another path, method or caller to some upstream or framework.
-const MISLEADING: [&str; 14] = [
+const MISLEADING: [&str; 16] = [
     "x-original-url",
     "x-original-uri",
     "x-original-method",
@@ -38,6 +38,9 @@ const MISLEADING: [&str; 14] = [
     "x-middleware-subrequest",
     "proxy",
     "http2-settings",
+    // gunicorn mounts an application below the SCRIPT_NAME that a trusted peer sends, which cuts the path.
+    "script-name",
+    "path-info",
 ];
 
 /// Set by the gateway from what it knows.
@@ -76,6 +79,8 @@ pub struct Stripped {
     pub websocket: bool,
     /// Whether the client takes trailers.
     pub trailers: bool,
+    /// Whether somebody untrusted speaks for others: perhaps a proxy that nobody has declared.
+    pub spoke_for_others: bool,
 }
 
 impl HeaderRules {
@@ -97,9 +102,9 @@ impl HeaderRules {
         Self { by_length, identity }
     }
 
-    /// The headers by which a client names another method, without changing anything.
-    pub fn method_overrides<'h>(&self, headers: &'h HeaderMap) -> SmallVec<[&'h HeaderName; 1]> {
-        headers.keys().filter(|name| self.kind(name.as_str()) == Some(Kind::MethodOverride)).collect()
+    /// Whether a header of that name names another method to some frameworks.
+    pub fn names_method(&self, name: &HeaderName) -> bool {
+        self.kind(name.as_str()) == Some(Kind::MethodOverride)
     }
 
     /// Removes what must not go on: hop-by-hop headers and those that `Connection` names, every
@@ -113,6 +118,10 @@ impl HeaderRules {
                 None => {}
                 Some(Kind::MethodOverride) => stripped.method_overrides.push(name.clone()),
                 Some(Kind::Forwarding) if trusted => {}
+                Some(Kind::Forwarding) => {
+                    stripped.spoke_for_others |= name == "x-forwarded-for";
+                    gone.push(name.clone());
+                }
                 Some(_) => gone.push(name.clone()),
             }
         }
@@ -239,6 +248,7 @@ mod tests {
             "X-Original-URL", "x_original_uri", "X-Rewrite-Url", "X-Forwarded-Prefix", "X-Real-IP", "X_Real_IP", "Proxy",
             "X-Middleware-Subrequest", "X-Forwarded-For", "Forwarded", "x_forwarded_host", "Connection", "Keep-Alive",
             "TE", "Upgrade", "Transfer-Encoding", "Proxy-Authorization", "X-Request-Id", "HTTP2-Settings", "Expect",
+            "SCRIPT_NAME", "Path-Info",
         ] {
             let mut map = headers(&[(name, "x"), (name, "y"), ("accept", "z")]);
             rules().strip(&mut map, false);

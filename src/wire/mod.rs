@@ -4,6 +4,7 @@
 //! the token; [`headers`] removes what the upstream must not believe; [`answer`] makes every response
 //! of the gateway's own.
 
+pub mod answer;
 pub mod client;
 pub mod credentials;
 pub mod headers;

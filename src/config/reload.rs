@@ -1,0 +1,311 @@
+//! From files to snapshots, at start and whenever something changed.
+//!
+//! [`Loader`] reads and builds; [`watch`] notices changes. What counts as a change is content: the file,
+//! everything that it points to, the key folder. The parent folders are watched, because editors rename and
+//! Kubernetes swaps a link (`..data`); a slow poll catches what no notification tells. Not here: the swap
+//! itself, which is the server's.
+
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+use std::{fs, io, thread};
+
+use notify::{RecursiveMode, Watcher};
+
+use super::snapshot::{Built, Surroundings, build};
+use super::{Diagnostics, Source, read};
+
+/// The largest configuration file, in bytes.
+const MAX_FILE: u64 = 64 * 1024 * 1024;
+
+/// How long a change may go on before it is looked at: an editor writes more than once.
+const SETTLE: Duration = Duration::from_millis(30);
+
+/// How often the files are looked at without being told to.
+const POLL: Duration = Duration::from_secs(5);
+
+/// Why a configuration was not loaded.
+#[derive(Debug)]
+pub enum LoadError {
+    /// The file cannot be read; a sentence.
+    Unreadable(String),
+    /// What is wrong with it.
+    Invalid(Diagnostics, Box<Source>),
+}
+
+impl LoadError {
+    /// For people, with the lines shown.
+    pub fn render(&self, colour: bool) -> String {
+        match self {
+            Self::Unreadable(what) => format!("{what}\n"),
+            Self::Invalid(diagnostics, source) => diagnostics.render(source, colour),
+        }
+    }
+}
+
+impl std::fmt::Display for LoadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.render(false).trim_end())
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+/// Reads and builds the configuration at one path.
+#[derive(Clone, Debug)]
+pub struct Loader {
+    path: PathBuf,
+}
+
+impl Loader {
+    /// `path`: as given with `--config`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The path as given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file's text and where it came from.
+    ///
+    /// # Errors
+    /// One sentence: not there, a folder, too large, not UTF-8, not readable.
+    pub fn source(&self) -> Result<Source, LoadError> {
+        let shown = self.path.display();
+        let fail = |what: String| LoadError::Unreadable(what);
+        let metadata = fs::metadata(&self.path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                fail(format!("there is no '{shown}': write one with 'portcullis init', or name it with --config"))
+            }
+            _ => fail(format!("cannot read '{shown}': {error}")),
+        })?;
+        if metadata.is_dir() {
+            return Err(fail(format!("'{shown}' is a folder, not a file")));
+        }
+        if metadata.len() > MAX_FILE {
+            return Err(fail(format!("'{shown}' is larger than 64 MiB")));
+        }
+        let bytes = fs::read(&self.path).map_err(|error| fail(format!("cannot read '{shown}': {error}")))?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+            fail(format!("'{shown}' is not UTF-8: line {line} holds other bytes"))
+        })?;
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        Ok(Source {
+            name: shown.to_string(),
+            text,
+            folder: folder.map_or_else(|| PathBuf::from("."), Path::to_path_buf),
+        })
+    }
+
+    /// Reads the file and builds a snapshot of it.
+    ///
+    /// # Errors
+    /// The file cannot be read, or everything that is wrong with it.
+    pub fn load(&self, surroundings: &Surroundings) -> Result<(Built, Source), LoadError> {
+        let source = self.source()?;
+        let reading = read(&source, &|name| std::env::var(name).ok());
+        match build(reading, &source, surroundings) {
+            Ok(built) => Ok((built, source)),
+            Err(diagnostics) => Err(LoadError::Invalid(diagnostics, Box::new(source))),
+        }
+    }
+}
+
+/// Keeps the watching thread's list of files up to date.
+pub struct Watch {
+    files: std::sync::mpsc::Sender<Message>,
+}
+
+enum Message {
+    /// Something happened in a watched folder.
+    Event,
+    /// These files count from now on, as they are now.
+    Files(Vec<PathBuf>),
+}
+
+impl Watch {
+    /// `files` count from now on, besides the configuration file itself; their present content is known.
+    pub fn follow(&self, files: Vec<PathBuf>) {
+        // Without the thread nothing is watched, and a log line has said so.
+        let _ = self.files.send(Message::Files(files));
+    }
+}
+
+/// Calls `changed` whenever the content of `config`, or of the files followed, is another than before.
+/// `changed` runs on the watching thread and should only pass the news on.
+///
+/// # Errors
+/// The system gives no thread. Without notifications the slow poll remains.
+pub fn watch(config: PathBuf, files: Vec<PathBuf>, changed: impl Fn() + Send + 'static) -> io::Result<Watch> {
+    let (sender, messages) = channel();
+    let events = sender.clone();
+    thread::Builder::new().name("config-watch".to_owned()).spawn(move || {
+        let on_event = move |event: notify::Result<notify::Event>| {
+            // Reading the files is an access, too; only changes are news.
+            if event.is_ok_and(|event| !event.kind.is_access()) {
+                let _ = events.send(Message::Event);
+            }
+        };
+        let mut watcher = notify::recommended_watcher(on_event)
+            .inspect_err(|error| tracing::warn!(%error, "no file notifications; changes are noticed by polling"))
+            .ok();
+        let mut folders = BTreeSet::new();
+        let mut all = with_config(&config, files);
+        follow_folders(watcher.as_mut(), &mut folders, &all);
+        let hasher = foldhash::fast::RandomState::default();
+        let mut known = fingerprint(&hasher, &all);
+        loop {
+            match messages.recv_timeout(POLL) {
+                Ok(Message::Files(files)) => {
+                    let next = with_config(&config, files);
+                    if next != all {
+                        all = next;
+                        follow_folders(watcher.as_mut(), &mut folders, &all);
+                        known = fingerprint(&hasher, &all);
+                    }
+                    continue;
+                }
+                Ok(Message::Event) => {
+                    // Let the writer finish; what piles up meanwhile is one change.
+                    while let Ok(Message::Event) = messages.recv_timeout(SETTLE) {}
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let now = fingerprint(&hasher, &all);
+            if now != known {
+                known = now;
+                changed();
+            }
+        }
+    })?;
+    Ok(Watch { files: sender })
+}
+
+fn with_config(config: &Path, mut files: Vec<PathBuf>) -> Vec<PathBuf> {
+    files.push(config.to_path_buf());
+    files.sort();
+    files.dedup();
+    files
+}
+
+fn follow_folders(
+    watcher: Option<&mut notify::RecommendedWatcher>,
+    folders: &mut BTreeSet<PathBuf>,
+    files: &[PathBuf],
+) {
+    let Some(watcher) = watcher else { return };
+    for file in files {
+        let parent = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        for folder in [Some(parent), file.is_dir().then_some(file.as_path())].into_iter().flatten() {
+            if folders.insert(folder.to_path_buf()) {
+                // A folder that is not there yet is found by the poll.
+                let _ = watcher.watch(folder, RecursiveMode::NonRecursive);
+            }
+        }
+    }
+}
+
+/// One number for the content of all files; a folder counts with the files in it.
+fn fingerprint(hasher: &impl BuildHasher, files: &[PathBuf]) -> u64 {
+    let mut state = hasher.build_hasher();
+    for file in files {
+        state.write(file.as_os_str().as_encoded_bytes());
+        if let Ok(entries) = fs::read_dir(file) {
+            let mut inside: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
+            inside.retain(|path| path.extension().is_some_and(|extension| extension == "pem"));
+            inside.sort();
+            for path in inside {
+                state.write(path.as_os_str().as_encoded_bytes());
+                write_content(&mut state, &path);
+            }
+        } else {
+            write_content(&mut state, file);
+        }
+    }
+    state.finish()
+}
+
+fn write_content(state: &mut impl Hasher, file: &Path) {
+    match fs::read(file) {
+        Ok(content) => {
+            state.write_u64(content.len() as u64 + 1);
+            state.write(&content);
+        }
+        Err(_) => state.write_u64(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::Receiver;
+
+    fn watched(config: &Path, files: Vec<PathBuf>) -> (Watch, Receiver<()>) {
+        let (sender, changes) = channel();
+        let watch = watch(config.to_path_buf(), files, move || drop(sender.send(()))).unwrap();
+        // The thread has looked at the files once it takes its first message.
+        thread::sleep(Duration::from_millis(200));
+        (watch, changes)
+    }
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_write_a_rename_and_a_swapped_link_are_changes_and_a_touch_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("gateway.yaml");
+        fs::create_dir(folder.path().join("v1")).unwrap();
+        fs::write(folder.path().join("v1/gateway.yaml"), "a").unwrap();
+        std::os::unix::fs::symlink("v1", folder.path().join("..data")).unwrap();
+        std::os::unix::fs::symlink("..data/gateway.yaml", &config).unwrap();
+        let (_watch, changes) = watched(&config, vec![]);
+
+        fs::create_dir(folder.path().join("v2")).unwrap();
+        fs::write(folder.path().join("v2/gateway.yaml"), "b").unwrap();
+        std::os::unix::fs::symlink("v2", folder.path().join("..data_tmp")).unwrap();
+        fs::rename(folder.path().join("..data_tmp"), folder.path().join("..data")).unwrap();
+        changes.recv_timeout(SOON).expect("a ConfigMap's swap is seen");
+
+        fs::remove_file(&config).unwrap();
+        fs::write(&config, "c").unwrap();
+        changes.recv_timeout(SOON).expect("a write is seen");
+
+        fs::write(folder.path().join("new"), "d").unwrap();
+        fs::rename(folder.path().join("new"), &config).unwrap();
+        changes.recv_timeout(SOON).expect("a rename is seen");
+
+        while changes.try_recv().is_ok() {}
+        fs::write(&config, "d").unwrap();
+        fs::write(folder.path().join("unrelated"), "x").unwrap();
+        assert!(changes.recv_timeout(Duration::from_millis(500)).is_err(), "the content is the same");
+    }
+
+    #[test]
+    fn a_key_that_appears_in_a_followed_folder_is_a_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("gateway.yaml");
+        fs::write(&config, "a").unwrap();
+        let keys = folder.path().join("keys");
+        fs::create_dir(&keys).unwrap();
+        let (_watch, changes) = watched(&config, vec![keys.clone()]);
+        fs::write(keys.join("b.pem"), "key").unwrap();
+        changes.recv_timeout(SOON).expect("a new key is seen");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_one_sentence() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.yaml");
+        let message = |path: &Path| Loader::new(path).source().unwrap_err().to_string();
+        assert!(message(&path).contains("portcullis init"));
+        assert!(message(folder.path()).contains("is a folder"));
+        fs::write(&path, b"a: b\n\xff").unwrap();
+        assert!(message(&path).ends_with("is not UTF-8: line 2 holds other bytes"), "{}", message(&path));
+    }
+}

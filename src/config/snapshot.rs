@@ -1,0 +1,677 @@
+//! From what the file says to what requests are served with: validated, immutable, whole.
+//!
+//! [`build`] compiles rules, keys and everything else that a request needs, so that serving one looks
+//! nothing up and parses nothing; it tries the `expect` cases and reports every problem at once.
+//! A snapshot is never changed. Not here: when it is made and swapped in (`reload`).
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
+
+use super::diagnostic::nearest;
+use super::network::JwksSource;
+use super::raw::{self, Raw};
+use super::template::Template;
+use super::value::{PublicKey, UserStore};
+use super::{At, Diagnostic, Diagnostics, Position, Problem, Reading, Source, keyring, raw::Keys};
+use crate::policy::method::Methods;
+use crate::policy::path::EncodedSlash;
+use crate::policy::query::QueryCondition;
+use crate::policy::role::{Roles, RolesError};
+use crate::policy::{
+    Answer, Caller, Endpoint, Mode, PathOptions, Pattern, Policy, Requirement, Route, Rule, RuleId, RuleProblem,
+};
+use crate::token::{
+    Algorithm, Claims, ClaimPath, Issuer, IssuerKind, Signer, SigningKey, Trusted, Verifier, VerifyingKey, jwks,
+    parse_jwks,
+};
+
+/// Where the public keys are published.
+pub const JWKS_PATH: &str = "/.well-known/jwks.json";
+
+/// The name of the one key that is a secret.
+const SECRET_KID: &str = "shared";
+
+/// The largest JWKS or public key file, in bytes.
+const MAX_KEY_FILE: u64 = 1024 * 1024;
+
+/// Everything that a request is served with.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The decision.
+    pub policy: Policy,
+    /// Each rule in a few words, as metrics and logs name it.
+    pub rule_labels: Vec<String>,
+    /// Where each rule stands in the file.
+    pub rule_positions: Vec<Position>,
+    /// `expect` cases, all of which hold.
+    pub expectations: usize,
+    /// Checks tokens, ours and those of trusted issuers.
+    pub verifier: Verifier,
+    /// Makes ours. `None` only where a folder of keys is still to be made.
+    pub signer: Option<Signer>,
+    /// The public keys, as they are published.
+    pub jwks: Bytes,
+    /// How long past its expiry a token counts.
+    pub leeway: Duration,
+    /// How long a new token counts.
+    pub ttl: Duration,
+    /// Headers that tell the upstream who is asking.
+    pub identity: Identity,
+    /// Networks whose word about others is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Where requests go.
+    pub upstream: UpstreamSettings,
+    /// What the upstream sees as Host; `None`: the client's.
+    pub upstream_host: Option<HeaderValue>,
+    /// From the request's last byte to the response's first.
+    pub response_timeout: Duration,
+    /// The login endpoint; `None`: off.
+    pub login: Option<LoginSettings>,
+    /// The body of refusals.
+    pub errors: Template,
+    /// Whether a true preflight goes on anonymous.
+    pub forward_preflights: bool,
+    /// The most that a client may ask for.
+    pub limits: Limits,
+    /// What is logged.
+    pub log: raw::Log,
+    /// How the gateway stops.
+    pub shutdown: Shutdown,
+    /// What needs a restart to change.
+    pub fixed: Fixed,
+    /// Issuers whose keys are behind a URL.
+    pub remote_keys: Vec<RemoteKeys>,
+    /// Files whose change is a change of the configuration.
+    pub watched: Vec<PathBuf>,
+    /// The file's SHA-256, to tell which one is in force.
+    pub hash: String,
+}
+
+/// `identity`, ready to be written.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    id: Option<HeaderName>,
+    user: Option<HeaderName>,
+    role: Option<HeaderName>,
+    email: Option<HeaderName>,
+    name: Option<HeaderName>,
+    /// Lets the upstream tell the gateway from a stranger.
+    pub secret: Option<(HeaderName, HeaderValue)>,
+    /// Whether the client's own token goes on.
+    pub forward_token: bool,
+}
+
+impl Identity {
+    /// Every name that the gateway alone may use.
+    pub fn header_names(&self) -> impl Iterator<Item = &HeaderName> {
+        let claims = [&self.id, &self.user, &self.role, &self.email, &self.name].into_iter().flatten();
+        claims.chain(self.secret.as_ref().map(|(name, _)| name))
+    }
+
+    /// What the claims of a caller put into which header.
+    pub fn claims<'a>(&'a self, claims: &'a Claims) -> impl Iterator<Item = (&'a HeaderName, &'a str)> {
+        [
+            (&self.id, Some(claims.subject.as_str())),
+            (&self.user, claims.username.as_deref()),
+            (&self.role, claims.role.as_deref()),
+            (&self.email, claims.email.as_deref()),
+            (&self.name, claims.name.as_deref()),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| name.as_ref().zip(value))
+    }
+}
+
+/// Where the upstream is and what may be asked of it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UpstreamSettings {
+    /// `host:port` to connect to.
+    pub address: String,
+    /// For one connection to be made, name resolution included.
+    pub connect_timeout: Duration,
+    /// How long an idle connection is used again.
+    pub idle_timeout: Duration,
+    /// Connections of all threads together.
+    pub max_connections: usize,
+}
+
+/// `login`, ready to be used.
+#[derive(Clone, Debug)]
+pub struct LoginSettings {
+    /// The field with the user's name.
+    pub username_field: String,
+    /// The field with the password.
+    pub password_field: String,
+    /// The answer.
+    pub response: Template,
+    /// Sites whose pages may log in.
+    pub origins: Vec<String>,
+}
+
+/// `limits`; sizes in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of a head.
+    pub header_bytes: usize,
+    /// Of a target.
+    pub target_bytes: usize,
+    /// Header lines.
+    pub headers: usize,
+    /// For a head, from its first byte to its last.
+    pub header_timeout: Duration,
+    /// Between requests, and for anything that stands still.
+    pub idle_timeout: Duration,
+    /// Of a request body; `None`: any.
+    pub body_bytes: Option<u64>,
+    /// Of all clients together.
+    pub connections: usize,
+}
+
+/// `shutdown`, both from the signal on.
+#[derive(Clone, Copy, Debug)]
+pub struct Shutdown {
+    /// How long serving goes on.
+    pub drain: Duration,
+    /// When the process is gone at the latest.
+    pub timeout: Duration,
+}
+
+/// What a reload does not change: a difference is a warning.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Fixed {
+    /// `host:port` each.
+    pub listen: Vec<String>,
+    /// `host:port`.
+    pub admin: Option<String>,
+    /// `None`: one per core.
+    pub workers: Option<usize>,
+    /// The SQLite file of the user store.
+    pub users: PathBuf,
+    /// Of log lines.
+    pub log_format: raw::LogFormat,
+}
+
+/// An issuer whose keys are fetched.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RemoteKeys {
+    /// The issuer's name.
+    pub issuer: String,
+    /// Where its keys are.
+    pub url: String,
+}
+
+/// What a snapshot is made of besides the file.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// The last good answer of each JWKS URL.
+    pub fetched: HashMap<String, String>,
+    /// Whether a key may be made where none is: at start, not in a check.
+    pub create_keys: bool,
+    /// Unix seconds; a new key is named by it.
+    pub now: u64,
+}
+
+/// A snapshot and what somebody should look at.
+#[derive(Debug)]
+pub struct Built {
+    /// Ready to serve.
+    pub snapshot: Snapshot,
+    /// Without errors among them.
+    pub warnings: Diagnostics,
+}
+
+/// Makes a snapshot of a file that has been read.
+///
+/// # Errors
+/// Every problem, those of reading and those found here, in the file's order.
+pub fn build(reading: Reading, source: &Source, surroundings: &Surroundings) -> Result<Built, Diagnostics> {
+    let Reading { raw, mut diagnostics, files, incomplete } = reading;
+    let Some(raw) = raw else { return Err(diagnostics) };
+    let mut builder = Builder {
+        raw: &raw,
+        folder: &source.folder,
+        found: Vec::new(),
+        watched: files,
+        skip_roles: incomplete.contains("roles"),
+    };
+    let roles = builder.roles();
+    let policy = builder.policy(roles, incomplete.contains("rules"));
+    let readable = !diagnostics.has_errors();
+    let expectations = readable.then(|| builder.expectations(&policy)).is_some();
+    let keys = readable.then(|| builder.keys(surroundings)).flatten();
+    let trusted = builder.trusted(surroundings);
+    let Builder { found, watched, .. } = builder;
+    diagnostics.extend(found);
+    let (Some(keys), Some(upstream), true) = (keys, &raw.upstream, expectations) else { return Err(diagnostics) };
+    if diagnostics.has_errors() {
+        return Err(diagnostics);
+    }
+    let snapshot = assemble(&raw, source, policy, keys, trusted, upstream, watched);
+    Ok(Built { snapshot, warnings: diagnostics })
+}
+
+/// Our own keys, all of them and the one that signs.
+struct OwnKeys {
+    all: Vec<SigningKey>,
+    signing: Option<SigningKey>,
+}
+
+/// The issuers of `trust` and those whose keys are fetched.
+struct TrustedIssuers {
+    issuers: Vec<Issuer>,
+    remote: Vec<RemoteKeys>,
+}
+
+struct Builder<'a> {
+    raw: &'a Raw,
+    folder: &'a Path,
+    found: Vec<Diagnostic>,
+    watched: Vec<PathBuf>,
+    skip_roles: bool,
+}
+
+impl Builder<'_> {
+    fn error(&mut self, at: Position, problem: Problem) {
+        self.found.push(Diagnostic::error(at, problem));
+    }
+
+    fn warn(&mut self, at: Position, problem: Problem) {
+        self.found.push(Diagnostic::warning(at, problem));
+    }
+
+    fn roles(&mut self) -> Roles {
+        let names = self.raw.roles.iter().map(|role| role.as_str().to_owned()).collect();
+        Roles::new(names).unwrap_or_else(|error| {
+            // The schema has said the same already, with positions.
+            debug_assert!(matches!(error, RolesError::TooMany | RolesError::Duplicate(_) | RolesError::Reserved(_)));
+            Roles::default()
+        })
+    }
+
+    fn requirement(&mut self, allow: &At<String>, roles: &Roles) -> Requirement {
+        match allow.as_str() {
+            "public" => Requirement::Public,
+            "authenticated" => Requirement::Authenticated,
+            "deny" => Requirement::Deny,
+            name => roles.find(name).map_or(Requirement::Deny, Requirement::AtLeast),
+        }
+    }
+
+    /// `words` are what may stand here besides a role.
+    fn check_role(&mut self, name: &At<String>, roles: &Roles, words: &[&str]) {
+        if self.skip_roles || words.contains(&name.as_str()) || roles.find(name).is_some() {
+            return;
+        }
+        let known = roles.names().iter().map(String::as_str).chain(words.iter().copied());
+        let nearest = nearest(name, known);
+        self.error(name.at, Problem::UnknownRole { name: name.value.clone(), nearest });
+    }
+
+    fn policy(&mut self, roles: Roles, incomplete: bool) -> Policy {
+        let raw = self.raw;
+        let mut list = Vec::with_capacity(raw.rules.len());
+        let mut positions = Vec::with_capacity(raw.rules.len());
+        for rule in &raw.rules {
+            self.check_role(&rule.allow, &roles, &crate::policy::role::RESERVED);
+            let allow = self.requirement(&rule.allow, &roles);
+            let pattern = Pattern::parse(&rule.path)
+                .map_err(|why| self.error(rule.path.at, Problem::Pattern { path: rule.path.value.clone(), why }));
+            let methods = match &rule.methods {
+                None => Ok(Methods::any()),
+                Some(listed) => Methods::parse(listed.0.iter().map(|method| method.as_str())).map_err(|why| {
+                    let at = listed.0.first().map_or(rule.path.at, |method| method.at);
+                    self.error(at, Problem::Methods { why });
+                }),
+            };
+            let query = rule.query.0.iter().map(|(name, value)| QueryCondition::new(name, value)).collect();
+            let mode = match rule.mode {
+                raw::Mode::Enforce => Mode::Enforce,
+                raw::Mode::Report => Mode::Report,
+            };
+            if let (Ok(pattern), Ok(methods)) = (pattern, methods) {
+                list.push(Rule { pattern, methods, query, allow, mode });
+                positions.push(rule.path.at);
+            }
+        }
+        if list.is_empty() && !incomplete && self.found.is_empty() {
+            self.warn(Position { line: 1, column: 1 }, Problem::NoRules);
+        }
+        let options = PathOptions {
+            encoded_slash: match raw.paths.encoded_slash {
+                raw::EncodedSlash::Reject => EncodedSlash::Reject,
+                raw::EncodedSlash::Strict => EncodedSlash::Strict,
+            },
+            scripts: raw.paths.scripts.iter().map(|script| script.as_str().to_ascii_lowercase()).collect(),
+        };
+        let mut own = vec![(own_pattern(JWKS_PATH), Endpoint::Jwks)];
+        if let Some(login) = &raw.login.0 {
+            own.push((own_pattern(login.path.as_str()), Endpoint::Login));
+        }
+        let (policy, problems) = Policy::new(roles, list, &own, options);
+        let at = |rule: RuleId| positions[rule.index()];
+        for problem in problems {
+            match problem {
+                RuleProblem::Tie { rule, other, method } => {
+                    self.error(at(rule), Problem::RulesTie { other: at(other), method });
+                }
+                RuleProblem::CoversEndpoint { rule, .. } => {
+                    let path = policy.rules()[rule.index()].pattern.as_str().to_owned();
+                    self.error(at(rule), Problem::CoversEndpoint { path });
+                }
+                RuleProblem::NeverWins { rule } => self.warn(at(rule), Problem::RuleNeverWins),
+                RuleProblem::RaisesNothing { rule } => self.warn(at(rule), Problem::QueryRaisesNothing),
+                RuleProblem::BodyCouldCarry { rule, laxer } => {
+                    self.warn(at(rule), Problem::BodyCouldCarry { laxer: at(laxer) });
+                }
+            }
+        }
+        policy
+    }
+
+    fn expectations(&mut self, policy: &Policy) {
+        if self.found.iter().any(|found| found.severity == super::Severity::Error) {
+            return;
+        }
+        for case in &self.raw.expect {
+            self.check_role(&case.role, policy.roles(), &["anonymous", "authenticated"]);
+            let caller = match case.role.as_str() {
+                "anonymous" => Caller::Anonymous,
+                "authenticated" => Caller::Authenticated(None),
+                role => Caller::Authenticated(Some(role)),
+            };
+            let request = &case.request.value;
+            let (path, query) = split_target(&request.target);
+            let target = policy.target(&request.method, path, query, []);
+            let found = target.as_ref().map_or(Answer::BadRequest, |target| policy.answer_target(target, caller));
+            let expected = match case.is.value {
+                raw::Outcome::Allowed => Answer::Allowed,
+                raw::Outcome::Unauthorized => Answer::Unauthorized,
+                raw::Outcome::Forbidden => Answer::Forbidden,
+            };
+            if found == expected {
+                continue;
+            }
+            let rule = target.ok().and_then(|target| match policy.judge(&target).route {
+                Route::Upstream { rule, .. } => rule,
+                Route::Own(_) => None,
+            });
+            let rule = rule.map(|rule| self.raw.rules[rule.index()].path.at);
+            let problem =
+                Problem::ExpectationFailed { expected: expected.to_string(), found: found.to_string(), rule };
+            self.error(case.request.at, problem);
+        }
+    }
+
+    fn keys(&mut self, surroundings: &Surroundings) -> Option<OwnKeys> {
+        let tokens = &self.raw.tokens;
+        let algorithm = tokens.algorithm.value;
+        match &tokens.keys {
+            Keys::Secret(keys) => {
+                let key = SigningKey::from_secret(SECRET_KID, keys.secret.expose().as_bytes(), algorithm);
+                match key {
+                    Ok(key) => Some(OwnKeys { signing: Some(key.clone()), all: vec![key] }),
+                    Err(error) => {
+                        self.error(keys.secret.at, Problem::Keys { what: error.to_string() });
+                        None
+                    }
+                }
+            }
+            Keys::Folder(name) => {
+                let folder = self.folder.join(self.raw.state.as_str()).join(name.as_str());
+                self.watched.push(folder.clone());
+                let at = if name.at.known().is_some() { name.at } else { self.raw.state.at };
+                let keys = keyring::read(&folder, algorithm).and_then(|mut all| {
+                    let mut signing = keyring::signing(&all, algorithm).cloned();
+                    if signing.is_none() && surroundings.create_keys {
+                        let key = keyring::create(&folder, &kid_for(surroundings.now), algorithm)?;
+                        signing = Some(key.clone());
+                        all.push(key);
+                    }
+                    Ok(OwnKeys { all, signing })
+                });
+                keys.map_err(|error| self.error(at, Problem::Keys { what: error.to_string() })).ok()
+            }
+        }
+    }
+
+    fn trusted(&mut self, surroundings: &Surroundings) -> TrustedIssuers {
+        let raw = self.raw;
+        let (mut issuers, mut remote) = (Vec::new(), Vec::new());
+        for trust in &raw.tokens.trust {
+            let allowed = trust.algorithms();
+            let keys = if let Some(secret) = &trust.secret {
+                let keys = allowed.iter().map(|algorithm| {
+                    VerifyingKey::from_secret(None, secret.expose().as_bytes(), *algorithm)
+                });
+                keys.collect::<Result<Vec<_>, _>>().map_err(|error| (secret.at, error.to_string()))
+            } else if let Some(key) = &trust.public_key {
+                let pem = match &key.value {
+                    PublicKey::Pem(pem) => Ok(pem.clone()),
+                    PublicKey::File(path) => self.read_file(path),
+                };
+                pem.and_then(|pem| {
+                    VerifyingKey::from_public_key_pem(None, &pem, &allowed).map_err(|error| error.to_string())
+                })
+                .map_err(|what| (key.at, what))
+            } else if let Some(jwks) = &trust.jwks {
+                let text = match &jwks.value {
+                    JwksSource::File(path) => self.read_file(path).map(Some),
+                    JwksSource::Url(url) => {
+                        remote.push(RemoteKeys { issuer: trust.issuer.to_string(), url: url.clone() });
+                        Ok(surroundings.fetched.get(url).cloned())
+                    }
+                };
+                text.and_then(|text| self.read_jwks(jwks.at, text.as_deref(), &allowed)).map_err(|what| (jwks.at, what))
+            } else {
+                // The check of the file has said that one is missing.
+                Ok(Vec::new())
+            };
+            let role_map = trust.role_map.as_ref().map(|map| {
+                for (_, role) in &map.0 {
+                    let roles: Vec<String> = raw.roles.iter().map(|role| role.as_str().to_owned()).collect();
+                    self.check_role(role, &Roles::new(roles).unwrap_or_default(), &[]);
+                }
+                map.0.iter().map(|(theirs, ours)| (theirs.value.clone(), ours.value.clone())).collect()
+            });
+            match keys {
+                Ok(keys) => issuers.push(Issuer {
+                    issuer: Arc::from(trust.issuer.as_str()),
+                    audience: trust.audience.as_str().to_owned(),
+                    keys,
+                    kind: IssuerKind::Trusted(Trusted {
+                        role_claim: Some(ClaimPath::new(trust.role_claim.as_str())),
+                        role_map: role_map.unwrap_or_default(),
+                        user_claim: ClaimPath::new(trust.user_claim.as_str()),
+                        id_prefix: trust.id_prefix.as_ref().map_or(String::new(), |prefix| prefix.as_str().to_owned()),
+                    }),
+                }),
+                Err((at, what)) => self.error(at, Problem::TrustedKeys { what }),
+            }
+        }
+        TrustedIssuers { issuers, remote }
+    }
+
+    fn read_jwks(
+        &mut self,
+        at: Position,
+        text: Option<&str>,
+        allowed: &[Algorithm],
+    ) -> Result<Vec<VerifyingKey>, String> {
+        // Not fetched yet: its tokens are refused until it is.
+        let Some(text) = text else { return Ok(Vec::new()) };
+        let (keys, skipped) = parse_jwks(text, allowed).map_err(|error| error.to_string())?;
+        for key in skipped {
+            let name = key.kid.map_or("a key without a name".to_owned(), |kid| format!("the key '{kid}'"));
+            self.warn(at, Problem::TrustedKeys { what: format!("{name} is not used: {}", key.reason) });
+        }
+        if keys.is_empty() {
+            self.warn(at, Problem::TrustedKeys { what: "no key in it can be used".to_owned() });
+        }
+        Ok(keys)
+    }
+
+    fn read_file(&mut self, path: &Path) -> Result<String, String> {
+        let path = self.folder.join(path);
+        self.watched.push(path.clone());
+        let shown = path.display();
+        let metadata = fs::metadata(&path).map_err(|_| format!("the file '{shown}' is not there"))?;
+        if !metadata.is_file() || metadata.len() > MAX_KEY_FILE {
+            return Err(format!("'{shown}' is not a file of at most 1 MiB"));
+        }
+        fs::read_to_string(&path).map_err(|_| format!("the file '{shown}' cannot be read as text"))
+    }
+}
+
+fn assemble(
+    raw: &Raw,
+    source: &Source,
+    policy: Policy,
+    keys: OwnKeys,
+    trusted: TrustedIssuers,
+    upstream: &raw::Upstream,
+    watched: Vec<PathBuf>,
+) -> Snapshot {
+    let tokens = &raw.tokens;
+    let own = Issuer {
+        issuer: Arc::from(tokens.issuer.as_str()),
+        audience: tokens.audience.as_str().to_owned(),
+        keys: keys.all.iter().map(SigningKey::verifying_key).collect(),
+        kind: IssuerKind::Own,
+    };
+    let issuers = std::iter::once(own).chain(trusted.issuers).collect();
+    let leeway = tokens.leeway.value.get();
+    let token_bytes = usize::try_from(raw.limits.token_bytes.value.bytes()).unwrap_or(usize::MAX);
+    let ttl = tokens.ttl.value.get();
+    let signer = |key: SigningKey| Signer::new(key, tokens.issuer.as_str(), tokens.audience.as_str(), ttl);
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let limits = &raw.limits;
+    let UserStore::Sqlite(users) = &raw.users.value;
+    let state = source.folder.join(raw.state.as_str());
+    Snapshot {
+        rule_labels: policy.rules().iter().map(label).collect(),
+        rule_positions: raw.rules.iter().map(|rule| rule.path.at).collect(),
+        expectations: raw.expect.len(),
+        verifier: Verifier::new(issuers, leeway.as_secs(), token_bytes, policy.roles().names().to_vec()),
+        signer: keys.signing.map(signer),
+        jwks: Bytes::from(jwks(&keys.all).to_string()),
+        leeway,
+        ttl,
+        identity: identity(&raw.identity),
+        trusted_proxies: raw.trusted_proxies.iter().map(|cidr| cidr.value.0).collect(),
+        upstream: UpstreamSettings {
+            address: format!("{}:{}", bracketed(&upstream.url.host), upstream.url.port),
+            connect_timeout: upstream.connect_timeout.value.get(),
+            idle_timeout: upstream.idle_timeout.value.get(),
+            max_connections: upstream.max_connections.value as usize,
+        },
+        upstream_host: match upstream.host {
+            raw::HostHeader::Preserve => None,
+            raw::HostHeader::Upstream => Some(
+                HeaderValue::try_from(upstream.url.authority()).expect("a checked host and port are visible ASCII"),
+            ),
+        },
+        response_timeout: upstream.response_timeout.value.get(),
+        login: raw.login.0.as_ref().map(|login| LoginSettings {
+            username_field: login.username_field.as_str().to_owned(),
+            password_field: login.password_field.as_str().to_owned(),
+            response: login.response.value.clone(),
+            origins: login.origins.iter().map(|origin| origin.as_str().to_owned()).collect(),
+        }),
+        errors: raw.errors.body.value.clone(),
+        forward_preflights: raw.cors_preflight == raw::Preflight::Forward,
+        limits: Limits {
+            header_bytes: size(limits.header_bytes.value.bytes()),
+            target_bytes: size(limits.target_bytes.value.bytes()),
+            headers: limits.headers.value as usize,
+            header_timeout: limits.header_timeout.value.get(),
+            idle_timeout: limits.idle_timeout.value.get(),
+            body_bytes: limits.body_bytes.value.0.map(|size| size.bytes()),
+            connections: limits.connections.value as usize,
+        },
+        log: raw.log,
+        shutdown: Shutdown {
+            drain: raw.shutdown.drain.value.get(),
+            timeout: raw.shutdown.timeout.value.get(),
+        },
+        fixed: Fixed {
+            listen: raw.listen.0.iter().map(|address| address.value.to_string()).collect(),
+            admin: raw.admin.0.as_ref().map(|address| address.value.to_string()),
+            workers: match raw.workers.value {
+                raw::Workers::Auto => None,
+                raw::Workers::Count(count) => Some(usize::from(count)),
+            },
+            users: state.join(users),
+            log_format: raw.log.format,
+        },
+        remote_keys: trusted.remote,
+        watched,
+        hash: sha256(source.text.as_bytes()),
+        policy,
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn identity(raw: &raw::Identity) -> Identity {
+    let name = |name: &raw::OrFalse<At<super::value::HeaderName>>| {
+        name.0.as_ref().map(|name| header_name(name.as_str()))
+    };
+    Identity {
+        id: name(&raw.id),
+        user: name(&raw.user),
+        role: name(&raw.role),
+        email: name(&raw.email),
+        name: name(&raw.name),
+        secret: raw.secret.0.as_ref().map(|secret| {
+            let mut value =
+                HeaderValue::from_str(secret.value.expose()).expect("a checked header value is a header value");
+            value.set_sensitive(true);
+            (header_name(secret.header.as_str()), value)
+        }),
+        forward_token: raw.forward_token,
+    }
+}
+
+fn header_name(name: &str) -> HeaderName {
+    HeaderName::from_bytes(name.as_bytes()).expect("a checked header name is a header name")
+}
+
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+}
+
+fn own_pattern(path: &str) -> Pattern {
+    Pattern::parse(path).expect("a path of the gateway's own is plain")
+}
+
+/// `read /admin/*`, or the path alone for a rule for every method.
+fn label(rule: &Rule) -> String {
+    let mut label =
+        if rule.methods.is_any() { String::new() } else { format!("{} ", rule.methods) };
+    label.push_str(rule.pattern.as_str());
+    for (index, condition) in rule.query.iter().enumerate() {
+        label.push(if index == 0 { '?' } else { '&' });
+        label.push_str(&condition.name);
+    }
+    label
+}
+
+/// Path and query of a target in origin-form.
+pub fn split_target(target: &str) -> (&str, Option<&str>) {
+    target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)))
+}
+
+/// A name that sorts behind every earlier one: the time of its making.
+fn kid_for(now: u64) -> String {
+    format!("{now:012}")
+}
