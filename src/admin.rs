@@ -42,7 +42,11 @@ pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener) {
     }
 }
 
-async fn answer(gateway: &Arc<Gateway>, peer: SocketAddr, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(
+    gateway: &Arc<Gateway>,
+    peer: SocketAddr,
+    request: &Request<Incoming>,
+) -> Response<Full<Bytes>> {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     if !reads && !peer.ip().to_canonical().is_loopback() {
         return text(StatusCode::FORBIDDEN, "only loopback may change anything here\n");
@@ -82,7 +86,8 @@ async fn status(gateway: &Gateway) -> Response<Full<Bytes>> {
     };
     let keys = serde_json::from_slice::<serde_json::Value>(&snapshot.jwks).unwrap_or_default();
     let kids: Vec<_> = keys["keys"].as_array().into_iter().flatten().map(|key| key["kid"].clone()).collect();
-    let trusted: Vec<_> = snapshot.remote_keys.iter().map(|keys| json!({ "issuer": keys.issuer, "url": keys.url })).collect();
+    let trusted: Vec<_> =
+        snapshot.remote_keys.iter().map(|keys| json!({ "issuer": keys.issuer, "url": keys.url })).collect();
     let body = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "stage": match gateway.stage() {

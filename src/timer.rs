@@ -73,10 +73,17 @@ mod tests {
     async fn a_deadline_is_kept_whatever_it_was_armed_for_before() {
         let mut timer = LazyTimer::default();
         let begin = Instant::now();
-        for (seconds, work, finishes) in [(60, 1, true), (60, 61, false), (5, 6, false), (90, 89, true), (1, 2, false)] {
+        for (seconds, work, finishes) in
+            [(60, 1, true), (60, 61, false), (5, 6, false), (90, 89, true), (1, 2, false)]
+        {
             let started = Instant::now();
-            let outcome =
-                timer.within(Duration::from_secs(seconds), || Some(started), tokio::time::sleep(Duration::from_secs(work))).await;
+            let outcome = timer
+                .within(
+                    Duration::from_secs(seconds),
+                    || Some(started),
+                    tokio::time::sleep(Duration::from_secs(work)),
+                )
+                .await;
             assert_eq!(outcome.is_some(), finishes);
             assert_eq!(started.elapsed().as_secs(), seconds.min(work));
         }

@@ -26,7 +26,8 @@ pub fn run(loader: &Loader, network: bool, out: &mut dyn Write) -> Result<ExitCo
         Err(error) => {
             printed(write!(out, "{}", error.render(colour)))?;
             let LoadError::Invalid(diagnostics, _) = &error else { return Ok(ExitCode::from(2)) };
-            let errors = diagnostics.iter().filter(|found| found.severity == crate::config::Severity::Error).count();
+            let errors =
+                diagnostics.iter().filter(|found| found.severity == crate::config::Severity::Error).count();
             printed(writeln!(out, "\n{} is refused: {}", loader.path().display(), count(errors, "error")))?;
             return Ok(ExitCode::from(2));
         }

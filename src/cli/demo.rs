@@ -27,8 +27,11 @@ use crate::login::password::{Hasher, NewPassword, Password};
 use crate::store::{NewUser, Username, Users};
 
 /// The users of the demo and their roles.
-const USERS: [(&str, &str, &str); 3] =
-    [("vera", "Viewer", "Vera Vance"), ("eddie", "Editor", "Eddie Eames"), ("sam", "SuperAdmin", "Sam Sinclair")];
+const USERS: [(&str, &str, &str); 3] = [
+    ("vera", "Viewer", "Vera Vance"),
+    ("eddie", "Editor", "Eddie Eames"),
+    ("sam", "SuperAdmin", "Sam Sinclair"),
+];
 
 /// The addresses in the example that are replaced when they are taken.
 const ADDRESSES: [&str; 3] = ["127.0.0.1:8080", "127.0.0.1:9090", "127.0.0.1:3000"];
@@ -41,7 +44,8 @@ pub fn run() -> Result<(), CliError> {
     let fail = |what: &str, error: io::Error| CliError::failed(format!("cannot {what}: {error}"));
     let folder = tempfile::Builder::new().prefix("portcullis-demo-").tempdir();
     let folder = folder.map_err(|error| fail("make a temporary folder", error))?;
-    let cms = free_address(ADDRESSES[2]).map_err(|error| fail("find an address for the sample CMS", error))?;
+    let cms =
+        free_address(ADDRESSES[2]).map_err(|error| fail("find an address for the sample CMS", error))?;
     let mut config = EXAMPLE.replace(ADDRESSES[2], &address_of(&cms)?);
     for address in &ADDRESSES[..2] {
         let free = free_address(address).map_err(|error| fail("find an address for the gateway", error))?;
@@ -129,7 +133,8 @@ async fn serve_cms(listener: TcpListener) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     loop {
         let (stream, _) = listener.accept().await?;
-        let service = service_fn(|request: Request<Incoming>| async move { Ok::<_, Infallible>(page(&request)) });
+        let service =
+            service_fn(|request: Request<Incoming>| async move { Ok::<_, Infallible>(page(&request)) });
         tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
     }
 }
@@ -137,7 +142,9 @@ async fn serve_cms(listener: TcpListener) -> io::Result<()> {
 fn page(request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let headers = request.headers();
     let who = match (header(headers, "x-auth-user"), header(headers, "x-auth-role")) {
-        (Some(user), Some(role)) => format!("You are {user} (id {}), a {role}.", header(headers, "x-auth-id").unwrap_or("?")),
+        (Some(user), Some(role)) => {
+            format!("You are {user} (id {}), a {role}.", header(headers, "x-auth-id").unwrap_or("?"))
+        }
         _ => "I do not know you; this page is for everybody.".to_owned(),
     };
     let text = format!("The sample CMS was asked: {} {}\n{who}\n", request.method(), request.uri());

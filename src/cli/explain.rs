@@ -44,7 +44,9 @@ pub fn run(explain: &Explain, snapshot: &Snapshot, out: &mut dyn Write) -> Resul
     let overrides = overrides(explain, snapshot)?;
     let (path, query) = split_target(&explain.path);
     printed(writeln!(out, "{} {}", explain.method, explain.path))?;
-    if !crate::policy::method::is_method(&explain.method) || matches!(explain.method.as_str(), "CONNECT" | "TRACE") {
+    if !crate::policy::method::is_method(&explain.method)
+        || matches!(explain.method.as_str(), "CONNECT" | "TRACE")
+    {
         return printed(writeln!(out, "\nRefused with 400: this method never passes."));
     }
     let target = match policy.target(&explain.method, path, query, overrides.iter().map(String::as_str)) {
@@ -74,7 +76,11 @@ pub fn run(explain: &Explain, snapshot: &Snapshot, out: &mut dyn Write) -> Resul
         Route::Own(_) => return printed(writeln!(out, "\nThe gateway answers this itself.")),
         Route::Upstream { requirement, rule } => {
             let by = rule.map_or("no rule covers it".to_owned(), |rule| {
-                format!("by '{}', line {}", snapshot.rule_labels[rule.index()], snapshot.rule_positions[rule.index()].line)
+                format!(
+                    "by '{}', line {}",
+                    snapshot.rule_labels[rule.index()],
+                    snapshot.rule_positions[rule.index()].line
+                )
             });
             printed(writeln!(out, "\nThe strictest counts: {} ({by}).", policy.wording(requirement)))?;
             requirement
@@ -88,7 +94,9 @@ pub fn run(explain: &Explain, snapshot: &Snapshot, out: &mut dyn Write) -> Resul
         if may(Caller::Authenticated(None)) {
             who.push("everybody with a valid token");
         }
-        who.extend(roles.names().iter().map(String::as_str).filter(|role| may(Caller::Authenticated(Some(role)))));
+        who.extend(
+            roles.names().iter().map(String::as_str).filter(|role| may(Caller::Authenticated(Some(role)))),
+        );
     }
     let who = if who.is_empty() { "nobody".to_owned() } else { who.join(", ") };
     printed(writeln!(out, "Who may pass: {who}."))?;
@@ -114,7 +122,10 @@ fn answer(
         (None, Some(token)) => match snapshot.verifier.verify(token, now()) {
             Ok(claims) => {
                 let role = claims.role.as_deref();
-                say(&format!("this token ({})", role.unwrap_or("without a role")), Caller::Authenticated(role))
+                say(
+                    &format!("this token ({})", role.unwrap_or("without a role")),
+                    Caller::Authenticated(role),
+                )
             }
             Err(error) => {
                 let told = match error {
@@ -122,7 +133,11 @@ fn answer(
                     TokenError::Invalid(why) => format!("Invalid token: {why}"),
                 };
                 let public = snapshot.policy.answer_target(target, Caller::Anonymous) == Answer::Allowed;
-                if public { format!("this token ({told}): allowed, as anybody is.") } else { format!("this token: 401, {told}.") }
+                if public {
+                    format!("this token ({told}): allowed, as anybody is.")
+                } else {
+                    format!("this token: 401, {told}.")
+                }
             }
         },
         (None, None) => say("anonymous", Caller::Anonymous),

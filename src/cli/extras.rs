@@ -23,9 +23,9 @@ pub fn init(path: &Path, out: &mut dyn Write) -> Result<(), CliError> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).open(path).map_err(|error| {
         let shown = path.display();
         match error.kind() {
-            io::ErrorKind::AlreadyExists => {
-                CliError::usage(format!("'{shown}' is there already and stays as it is; name another with --config"))
-            }
+            io::ErrorKind::AlreadyExists => CliError::usage(format!(
+                "'{shown}' is there already and stays as it is; name another with --config"
+            )),
             _ => CliError::failed(format!("cannot write '{shown}': {error}")),
         }
     })?;
@@ -47,12 +47,15 @@ pub fn health(snapshot: &Snapshot) -> Result<(), CliError> {
     let Some(address) = &snapshot.fixed.admin else {
         return Err(CliError::usage("'admin' is off in the configuration, so there is nobody to ask"));
     };
-    let down = |error: io::Error| CliError::failed(format!("the gateway does not answer at {address}: {error}"));
+    let down =
+        |error: io::Error| CliError::failed(format!("the gateway does not answer at {address}: {error}"));
     let resolved = address.to_socket_addrs().map_err(down)?.next().map(reachable);
     let resolved = resolved.ok_or_else(|| CliError::failed(format!("{address} is no address")))?;
     let mut stream = TcpStream::connect_timeout(&resolved, HEALTH_TIMEOUT).map_err(down)?;
     stream.set_read_timeout(Some(HEALTH_TIMEOUT)).map_err(down)?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").map_err(down)?;
+    stream
+        .write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .map_err(down)?;
     let mut answer = Vec::new();
     stream.take(4096).read_to_end(&mut answer).map_err(down)?;
     if answer.starts_with(b"HTTP/1.1 200") {

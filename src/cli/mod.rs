@@ -36,8 +36,10 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the gateway
-    #[command(after_help = "Signals: SIGHUP reloads the configuration, SIGTERM drains and stops, SIGINT stops \
-        without draining.\n\nExample:\n  portcullis serve --config /etc/portcullis/gateway.yaml")]
+    #[command(
+        after_help = "Signals: SIGHUP reloads the configuration, SIGTERM drains and stops, SIGINT stops \
+        without draining.\n\nExample:\n  portcullis serve --config /etc/portcullis/gateway.yaml"
+    )]
     Serve,
     /// Run a sample CMS, the gateway in front of it and three users, in a temporary folder
     Demo,
@@ -45,7 +47,9 @@ enum Command {
     #[command(after_help = "Example:\n  portcullis init --config gateway.yaml")]
     Init,
     /// Say everything that is wrong with the configuration, without starting
-    #[command(after_help = "Exit code 2 when the file would be refused.\n\nExample:\n  portcullis check --network")]
+    #[command(
+        after_help = "Exit code 2 when the file would be refused.\n\nExample:\n  portcullis check --network"
+    )]
     Check {
         /// Try the stores, the trusted issuers and the upstream as well
         #[arg(long)]
@@ -115,7 +119,9 @@ fn run(arguments: Arguments) -> Result<ExitCode, CliError> {
         }
         Command::Init => extras::init(loader.path(), &mut out)?,
         Command::Check { network } => return check::run(&loader, network, &mut out),
-        Command::Explain(explain) => explain::run(&explain, &load(&loader, &Surroundings::default())?.0, &mut out)?,
+        Command::Explain(explain) => {
+            explain::run(&explain, &load(&loader, &Surroundings::default())?.0, &mut out)?
+        }
         Command::User(command) => {
             let (snapshot, _) = load(&loader, &Surroundings::default())?;
             let roles = snapshot.policy.roles().names().to_vec();

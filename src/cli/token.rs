@@ -18,7 +18,9 @@ use crate::token::{TokenError, decode_without_verifying};
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
     /// Mint a token for a user, for a cron job or a test
-    #[command(after_help = "Example:\n  curl -H \"Authorization: Bearer $(portcullis token issue robot --ttl 5m)\" …")]
+    #[command(
+        after_help = "Example:\n  curl -H \"Authorization: Bearer $(portcullis token issue robot --ttl 5m)\" …"
+    )]
     Issue {
         /// Whose token
         #[arg(value_name = "NAME")]
@@ -82,7 +84,10 @@ fn parse_ttl(text: &str, most: Duration) -> Result<Duration, CliError> {
         .map_err(|why| CliError::usage(format!("--ttl: '{text}' {why}")))?
         .get();
     if ttl > most {
-        return Err(CliError::usage(format!("--ttl: longer than 'tokens.ttl', which is {} seconds", most.as_secs())));
+        return Err(CliError::usage(format!(
+            "--ttl: longer than 'tokens.ttl', which is {} seconds",
+            most.as_secs()
+        )));
     }
     Ok(ttl)
 }
@@ -121,8 +126,8 @@ fn inspect(snapshot: &Snapshot, token: &str, as_json: bool, out: &mut dyn Write)
 }
 
 fn time(seconds: u64) -> String {
-    i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).map_or_else(
-        || seconds.to_string(),
-        |time| time.to_string(),
-    )
+    i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| Timestamp::from_second(seconds).ok())
+        .map_or_else(|| seconds.to_string(), |time| time.to_string())
 }

@@ -399,10 +399,12 @@ impl fmt::Display for Problem {
             Problem::CoversEndpoint { path } => {
                 write!(f, "'{path}' belongs to the gateway itself; no rule can be for it")
             }
-            Problem::RuleNeverWins => f.write_str("this rule never decides: more specific ones take all it matches"),
-            Problem::QueryRaisesNothing => {
-                f.write_str("this rule never decides: a rule with 'query' only raises, and everybody passes this one")
+            Problem::RuleNeverWins => {
+                f.write_str("this rule never decides: more specific ones take all it matches")
             }
+            Problem::QueryRaisesNothing => f.write_str(
+                "this rule never decides: a rule with 'query' only raises, and everybody passes this one",
+            ),
             Problem::BodyCouldCarry { laxer } => write!(
                 f,
                 "bodies are not read: a POST, for which the rule in line {} asks less, may carry these parameters too",

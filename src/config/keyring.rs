@@ -56,7 +56,8 @@ pub fn signing(keys: &[SigningKey], algorithm: Algorithm) -> Option<&SigningKey>
 /// # Errors
 /// The folder cannot be written to.
 pub fn create(folder: &Path, kid: &str, algorithm: Algorithm) -> Result<SigningKey, KeyringError> {
-    let pem = generate_pkcs8_pem(algorithm).map_err(|error| KeyringError(format!("cannot make a key: {error}")))?;
+    let pem =
+        generate_pkcs8_pem(algorithm).map_err(|error| KeyringError(format!("cannot make a key: {error}")))?;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -13,7 +13,6 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub use super::de::At;
-pub use crate::token::Algorithm;
 use super::diagnostic::{Diagnostic, Problem};
 pub use super::forms::{OneOrMany, OrFalse, OrOff, Pairs};
 use super::template::{ERROR_VARIABLES, LOGIN_VARIABLES, Template};
@@ -21,6 +20,7 @@ use super::value::{
     self, Address, Cidr, Duration, ExpectedRequest, Extension, HeaderName, HeaderValue, JwksSource, Method,
     Name, Origin, OwnPath, PublicKey, RoleName, Secret, Size, UpstreamUrl, UserStore, Value,
 };
+pub use crate::token::Algorithm;
 
 const SECOND: u64 = 1_000;
 const MINUTE: u64 = 60 * SECOND;

@@ -78,9 +78,9 @@ impl Loader {
         let shown = self.path.display();
         let fail = |what: String| LoadError::Unreadable(what);
         let metadata = fs::metadata(&self.path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                fail(format!("there is no '{shown}': write one with 'portcullis init', or name it with --config"))
-            }
+            io::ErrorKind::NotFound => fail(format!(
+                "there is no '{shown}': write one with 'portcullis init', or name it with --config"
+            )),
             _ => fail(format!("cannot read '{shown}': {error}")),
         })?;
         if metadata.is_dir() {
@@ -91,7 +91,9 @@ impl Loader {
         }
         let bytes = fs::read(&self.path).map_err(|error| fail(format!("cannot read '{shown}': {error}")))?;
         let text = String::from_utf8(bytes).map_err(|error| {
-            let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+            let line =
+                error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count()
+                    + 1;
             fail(format!("'{shown}' is not UTF-8: line {line} holds other bytes"))
         })?;
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -152,7 +154,9 @@ pub fn watch(config: PathBuf, files: Vec<PathBuf>, changed: impl Fn() + Send + '
             }
         };
         let mut watcher = notify::recommended_watcher(on_event)
-            .inspect_err(|error| tracing::warn!(%error, "no file notifications; changes are noticed by polling"))
+            .inspect_err(
+                |error| tracing::warn!(%error, "no file notifications; changes are noticed by polling"),
+            )
             .ok();
         let mut folders = BTreeSet::new();
         let mut all = with_config(&config, files);
@@ -248,7 +252,10 @@ mod tests {
 
     fn watched(config: &Path, files: Vec<PathBuf>) -> (Watch, Receiver<()>) {
         let (sender, changes) = channel();
-        let watch = watch(config.to_path_buf(), files, move || drop(sender.send(()))).unwrap();
+        let watch = watch(config.to_path_buf(), files, move || {
+            let _ = sender.send(());
+        })
+        .unwrap();
         // The thread has looked at the files once it takes its first message.
         thread::sleep(Duration::from_millis(200));
         (watch, changes)

@@ -25,11 +25,12 @@ use crate::policy::path::EncodedSlash;
 use crate::policy::query::QueryCondition;
 use crate::policy::role::{Roles, RolesError};
 use crate::policy::{
-    Answer, Caller, Endpoint, Mode, PathOptions, Pattern, Policy, Requirement, Route, Rule, RuleId, RuleProblem,
+    Answer, Caller, Endpoint, Mode, PathOptions, Pattern, Policy, Requirement, Route, Rule, RuleId,
+    RuleProblem,
 };
 use crate::token::{
-    Algorithm, Claims, ClaimPath, Issuer, IssuerKind, Signer, SigningKey, Trusted, Verifier, VerifyingKey, jwks,
-    parse_jwks,
+    Algorithm, ClaimPath, Claims, Issuer, IssuerKind, Signer, SigningKey, Trusted, Verifier, VerifyingKey,
+    jwks, parse_jwks,
 };
 
 /// Where the public keys are published.
@@ -249,7 +250,9 @@ pub fn build(reading: Reading, source: &Source, surroundings: &Surroundings) -> 
     let trusted = builder.trusted(surroundings);
     let Builder { found, watched, .. } = builder;
     diagnostics.extend(found);
-    let (Some(keys), Some(upstream), true) = (keys, &raw.upstream, expectations) else { return Err(diagnostics) };
+    let (Some(keys), Some(upstream), true) = (keys, &raw.upstream, expectations) else {
+        return Err(diagnostics);
+    };
     if diagnostics.has_errors() {
         return Err(diagnostics);
     }
@@ -290,7 +293,10 @@ impl Builder<'_> {
         let names = self.raw.roles.iter().map(|role| role.as_str().to_owned()).collect();
         Roles::new(names).unwrap_or_else(|error| {
             // The schema has said the same already, with positions.
-            debug_assert!(matches!(error, RolesError::TooMany | RolesError::Duplicate(_) | RolesError::Reserved(_)));
+            debug_assert!(matches!(
+                error,
+                RolesError::TooMany | RolesError::Duplicate(_) | RolesError::Reserved(_)
+            ));
             Roles::default()
         })
     }
@@ -321,14 +327,17 @@ impl Builder<'_> {
         for rule in &raw.rules {
             self.check_role(&rule.allow, &roles, &crate::policy::role::RESERVED);
             let allow = self.requirement(&rule.allow, &roles);
-            let pattern = Pattern::parse(&rule.path)
-                .map_err(|why| self.error(rule.path.at, Problem::Pattern { path: rule.path.value.clone(), why }));
+            let pattern = Pattern::parse(&rule.path).map_err(|why| {
+                self.error(rule.path.at, Problem::Pattern { path: rule.path.value.clone(), why })
+            });
             let methods = match &rule.methods {
                 None => Ok(Methods::any()),
-                Some(listed) => Methods::parse(listed.0.iter().map(|method| method.as_str())).map_err(|why| {
-                    let at = listed.0.first().map_or(rule.path.at, |method| method.at);
-                    self.error(at, Problem::Methods { why });
-                }),
+                Some(listed) => {
+                    Methods::parse(listed.0.iter().map(|method| method.as_str())).map_err(|why| {
+                        let at = listed.0.first().map_or(rule.path.at, |method| method.at);
+                        self.error(at, Problem::Methods { why });
+                    })
+                }
             };
             let query = rule.query.0.iter().map(|(name, value)| QueryCondition::new(name, value)).collect();
             let mode = match rule.mode {
@@ -389,7 +398,8 @@ impl Builder<'_> {
             let request = &case.request.value;
             let (path, query) = split_target(&request.target);
             let target = policy.target(&request.method, path, query, []);
-            let found = target.as_ref().map_or(Answer::BadRequest, |target| policy.answer_target(target, caller));
+            let found =
+                target.as_ref().map_or(Answer::BadRequest, |target| policy.answer_target(target, caller));
             let expected = match case.is.value {
                 raw::Outcome::Allowed => Answer::Allowed,
                 raw::Outcome::Unauthorized => Answer::Unauthorized,
@@ -447,9 +457,9 @@ impl Builder<'_> {
         for trust in &raw.tokens.trust {
             let allowed = trust.algorithms();
             let keys = if let Some(secret) = &trust.secret {
-                let keys = allowed.iter().map(|algorithm| {
-                    VerifyingKey::from_secret(None, secret.expose().as_bytes(), *algorithm)
-                });
+                let keys = allowed
+                    .iter()
+                    .map(|algorithm| VerifyingKey::from_secret(None, secret.expose().as_bytes(), *algorithm));
                 keys.collect::<Result<Vec<_>, _>>().map_err(|error| (secret.at, error.to_string()))
             } else if let Some(key) = &trust.public_key {
                 let pem = match &key.value {
@@ -468,7 +478,8 @@ impl Builder<'_> {
                         Ok(surroundings.fetched.get(url).cloned())
                     }
                 };
-                text.and_then(|text| self.read_jwks(jwks.at, text.as_deref(), &allowed)).map_err(|what| (jwks.at, what))
+                text.and_then(|text| self.read_jwks(jwks.at, text.as_deref(), &allowed))
+                    .map_err(|what| (jwks.at, what))
             } else {
                 // The check of the file has said that one is missing.
                 Ok(Vec::new())
@@ -489,7 +500,10 @@ impl Builder<'_> {
                         role_claim: Some(ClaimPath::new(trust.role_claim.as_str())),
                         role_map: role_map.unwrap_or_default(),
                         user_claim: ClaimPath::new(trust.user_claim.as_str()),
-                        id_prefix: trust.id_prefix.as_ref().map_or(String::new(), |prefix| prefix.as_str().to_owned()),
+                        id_prefix: trust
+                            .id_prefix
+                            .as_ref()
+                            .map_or(String::new(), |prefix| prefix.as_str().to_owned()),
                     }),
                 }),
                 Err((at, what)) => self.error(at, Problem::TrustedKeys { what }),
@@ -574,7 +588,8 @@ fn assemble(
         upstream_host: match upstream.host {
             raw::HostHeader::Preserve => None,
             raw::HostHeader::Upstream => Some(
-                HeaderValue::try_from(upstream.url.authority()).expect("a checked host and port are visible ASCII"),
+                HeaderValue::try_from(upstream.url.authority())
+                    .expect("a checked host and port are visible ASCII"),
             ),
         },
         response_timeout: upstream.response_timeout.value.get(),
@@ -633,8 +648,8 @@ fn identity(raw: &raw::Identity) -> Identity {
         email: name(&raw.email),
         name: name(&raw.name),
         secret: raw.secret.0.as_ref().map(|secret| {
-            let mut value =
-                HeaderValue::from_str(secret.value.expose()).expect("a checked header value is a header value");
+            let mut value = HeaderValue::from_str(secret.value.expose())
+                .expect("a checked header value is a header value");
             value.set_sensitive(true);
             (header_name(secret.header.as_str()), value)
         }),
@@ -656,8 +671,7 @@ fn own_pattern(path: &str) -> Pattern {
 
 /// `read /admin/*`, or the path alone for a rule for every method.
 fn label(rule: &Rule) -> String {
-    let mut label =
-        if rule.methods.is_any() { String::new() } else { format!("{} ", rule.methods) };
+    let mut label = if rule.methods.is_any() { String::new() } else { format!("{} ", rule.methods) };
     label.push_str(rule.pattern.as_str());
     for (index, condition) in rule.query.iter().enumerate() {
         label.push(if index == 0 { '?' } else { '&' });

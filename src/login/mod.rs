@@ -19,7 +19,7 @@ use crate::store::{UserRecord, Users};
 use crate::token::{Signer, Subject};
 use crate::wire::answer::{Refusal, json};
 use body::{BodyError, FieldNames};
-use password::{Hasher, HashError, Verdict};
+use password::{HashError, Hasher, Verdict};
 
 /// What a login needs beside the configuration.
 pub struct Login {

@@ -84,9 +84,12 @@ impl Metrics {
             build("token_verifications_total", "Bearer tokens, by outcome"),
             &["outcome"]
         ));
-        let responses =
-            register!(IntCounterVec::new(build("responses_total", "Responses, by class of status"), &["class"]));
-        let info = register!(IntGaugeVec::new(build("build_info", "Always 1; says what is running"), &["version"]));
+        let responses = register!(IntCounterVec::new(
+            build("responses_total", "Responses, by class of status"),
+            &["class"]
+        ));
+        let info =
+            register!(IntGaugeVec::new(build("build_info", "Always 1; says what is running"), &["version"]));
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let metrics = Self {
             requests: register!(IntCounterVec::new(
@@ -94,21 +97,28 @@ impl Metrics {
                 &["rule", "decision"]
             )),
             trials: register!(IntCounterVec::new(
-                build("trial_requests_total", "Requests that a rule with `mode: report` would have answered otherwise"),
+                build(
+                    "trial_requests_total",
+                    "Requests that a rule with `mode: report` would have answered otherwise"
+                ),
                 &["rule", "would"]
             )),
             refusals: register!(IntCounterVec::new(
                 build("refusals_total", "Error answers of the gateway's own, by code"),
                 &["code"]
             )),
-            responses: ["other", "1xx", "2xx", "3xx", "4xx", "5xx"].map(|class| responses.with_label_values(&[class])),
+            responses: ["other", "1xx", "2xx", "3xx", "4xx", "5xx"]
+                .map(|class| responses.with_label_values(&[class])),
             tokens: Tokens {
                 cached: tokens.with_label_values(&["cached"]),
                 verified: tokens.with_label_values(&["verified"]),
                 expired: tokens.with_label_values(&["expired"]),
                 invalid: tokens.with_label_values(&["invalid"]),
             },
-            logins: register!(IntCounterVec::new(build("logins_total", "Login attempts, by outcome"), &["outcome"])),
+            logins: register!(IntCounterVec::new(
+                build("logins_total", "Login attempts, by outcome"),
+                &["outcome"]
+            )),
             seconds: register!(Histogram::with_opts(
                 HistogramOpts::new(
                     "portcullis_request_seconds",

@@ -54,7 +54,9 @@ pub fn start_logging(format: LogFormat, level: &str) -> LogLevel {
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     let _ = match format {
         LogFormat::Text => registry.with(layer.with_ansi(std::io::stderr().is_terminal())).try_init(),
-        LogFormat::Json => registry.with(layer.json().flatten_event(true).with_current_span(false)).try_init(),
+        LogFormat::Json => {
+            registry.with(layer.json().flatten_event(true).with_current_span(false)).try_init()
+        }
     };
     LogLevel(Box::new(move |level| {
         let _ = handle.reload(filter(level));

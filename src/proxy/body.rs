@@ -80,8 +80,13 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Self::Streaming { incoming, left, rules, progress } = self.get_mut() else { return Poll::Ready(None) };
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Self::Streaming { incoming, left, rules, progress } = self.get_mut() else {
+            return Poll::Ready(None);
+        };
         let polled = Pin::new(incoming).poll_frame(cx);
         progress.waits_for_client.set(polled.is_pending());
         let Some(frame) = ready!(polled) else { return Poll::Ready(None) };
@@ -114,7 +119,8 @@ impl Body for RequestBody {
 
 /// Trailers come after the decision was made, so they must not say anything that it rested on.
 fn permitted(mut trailers: HeaderMap, rules: &HeaderRules) -> HeaderMap {
-    let gone: Vec<_> = trailers.keys().filter(|name| rules.is_forbidden_trailer(name.as_str())).cloned().collect();
+    let gone: Vec<_> =
+        trailers.keys().filter(|name| rules.is_forbidden_trailer(name.as_str())).cloned().collect();
     for name in gone {
         trailers.remove(name);
     }
@@ -150,7 +156,8 @@ impl Relay {
         rules: Rc<HeaderRules>,
         on_end: Box<dyn FnOnce(u64, bool)>,
     ) -> Self {
-        let mut relay = Self { incoming, lease: Some(lease), upstream, rules, on_end: Some(on_end), bytes: 0 };
+        let mut relay =
+            Self { incoming, lease: Some(lease), upstream, rules, on_end: Some(on_end), bytes: 0 };
         if relay.incoming.is_end_stream() {
             relay.complete();
         }
@@ -177,7 +184,10 @@ impl Body for AnswerBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let relay = match self.get_mut() {
             Self::Own(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Upstream(relay) => relay,

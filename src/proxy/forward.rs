@@ -64,7 +64,9 @@ pub async fn forward(
     };
     let again = match error {
         SendError::TimedOut => return Err(Refusal::UpstreamTimeout),
-        SendError::Failed { unsent, .. } if reused && (unsent.is_some() || spare.is_some()) => unsent.or(spare),
+        SendError::Failed { unsent, .. } if reused && (unsent.is_some() || spare.is_some()) => {
+            unsent.map_or(spare, |unsent| Some(*unsent))
+        }
         SendError::Failed { error, .. } => return Err(classify(&error)),
     };
     let Some(request) = again else { return Err(Refusal::UpstreamReset) };
@@ -79,7 +81,7 @@ pub async fn forward(
 
 enum SendError {
     TimedOut,
-    Failed { error: hyper::Error, unsent: Option<Request<RequestBody>> },
+    Failed { error: hyper::Error, unsent: Option<Box<Request<RequestBody>>> },
 }
 
 async fn send(
@@ -95,7 +97,7 @@ async fn send(
         None => Err(SendError::TimedOut),
         Some(Ok(response)) => Ok(response),
         Some(Err(mut failed)) => {
-            let unsent = failed.take_message();
+            let unsent = failed.take_message().map(Box::new);
             Err(SendError::Failed { error: failed.into_error(), unsent })
         }
     }
@@ -115,7 +117,10 @@ fn classify(error: &hyper::Error) -> Refusal {
 
 fn may_repeat(request: &Request<RequestBody>) -> bool {
     matches!(request.body(), RequestBody::Empty)
-        && matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
+        && matches!(
+            *request.method(),
+            Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE
+        )
         && !request.headers().contains_key(UPGRADE)
 }
 
@@ -146,8 +151,10 @@ pub fn is_upgrade(response: &Response<Incoming>, asked: bool) -> Result<bool, Re
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(false);
     }
-    let websocket =
-        response.headers().get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let websocket = response
+        .headers()
+        .get(UPGRADE)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
     if asked && websocket { Ok(true) } else { Err(Refusal::UpstreamUpgrade) }
 }
 

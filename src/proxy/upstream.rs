@@ -126,7 +126,9 @@ impl Upstream {
     /// Closes the connections that have been idle for too long.
     pub fn close_stale(&self) {
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|idle| !idle.sender.http.is_closed() && idle.since.elapsed() < self.settings.idle_timeout);
+        idle.retain(|idle| {
+            !idle.sender.http.is_closed() && idle.since.elapsed() < self.settings.idle_timeout
+        });
         if idle.is_empty() {
             idle.shrink_to_fit();
         }

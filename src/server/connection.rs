@@ -22,8 +22,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::timer::LazyTimer;
 use super::worker::Worker;
+use crate::timer::LazyTimer;
 use crate::wire::answer::Refusal;
 use crate::wire::client::Peer;
 use crate::wire::hygiene::{Guard, HeadError, HeadLimits, Piece};
@@ -84,7 +84,7 @@ pub struct Connection {
     /// The other end's address.
     pub address: SocketAddr,
     /// For the deadline of the upstream's response: one request at a time.
-    pub timer: RefCell<LazyTimer>,
+    pub timer: Cell<LazyTimer>,
     waker: RefCell<Option<Waker>>,
     closing: Cell<bool>,
 }
@@ -119,7 +119,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr) {
         flags: Arc::clone(&flags),
         peer: RefCell::new((active.generation(), Peer::new(address, active.trusted_proxies()))),
         address,
-        timer: RefCell::default(),
+        timer: Cell::default(),
         waker: RefCell::default(),
         closing: Cell::new(false),
     });
@@ -352,7 +352,11 @@ impl AsyncRead for Guarded {
 
 impl Guarded {
     /// A client that takes nothing for too long is given up.
-    fn keep_moving(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn keep_moving(
+        &mut self,
+        cx: &mut Context<'_>,
+        outcome: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
         if outcome.is_ready() {
             self.stalled = None;
             return outcome;

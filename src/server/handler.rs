@@ -125,8 +125,12 @@ impl Worker {
             known: None,
             decision: "refused",
         };
-        let mut ending =
-            Ending { worker: Rc::clone(&self), active: Rc::clone(&active), connection: Rc::clone(&connection), record };
+        let mut ending = Ending {
+            worker: Rc::clone(&self),
+            active: Rc::clone(&active),
+            connection: Rc::clone(&connection),
+            record,
+        };
         let outcome = self.answer(&active, &connection, parts, body, &mut ending.record).await;
         Ok(match outcome {
             Ok(Outcome::Upstream(Forwarded { response, lease })) => {
@@ -134,8 +138,13 @@ impl Worker {
                 strip_response(&mut parts.headers);
                 let status = parts.status;
                 let on_end = Box::new(move |bytes, complete| ending.finish(status, bytes, complete));
-                let relay =
-                    Relay::new(incoming, lease, Rc::clone(&active.upstream), Rc::clone(&active.rules), on_end);
+                let relay = Relay::new(
+                    incoming,
+                    lease,
+                    Rc::clone(&active.upstream),
+                    Rc::clone(&active.rules),
+                    on_end,
+                );
                 Response::from_parts(parts, AnswerBody::Upstream(Box::new(relay)))
             }
             Ok(Outcome::Own(response) | Outcome::Upgraded(response)) => finish_own(response, &ending),
@@ -208,6 +217,8 @@ impl Worker {
         let upgrade = if stripped.websocket { parts.extensions.remove::<OnUpgrade>() } else { None };
         let (body, progress) = request_body(active, &parts, body)?;
         let request = Request::from_parts(parts, body);
+        // Taken for the time of this request: a connection has one at a time.
+        let mut timer = connection.timer.take();
         let forwarded = forward::forward(
             permit,
             &active.upstream,
@@ -216,10 +227,12 @@ impl Worker {
             stripped.trailers,
             progress,
             snapshot.response_timeout,
-            &mut connection.timer.borrow_mut(),
+            &mut timer,
             || self.gateway.metrics.retries.inc(),
         )
-        .await?;
+        .await;
+        connection.timer.set(timer);
+        let forwarded = forwarded?;
         if forward::is_upgrade(&forwarded.response, upgrade.is_some())?
             && let Some(downstream) = upgrade
         {
@@ -252,7 +265,12 @@ impl Worker {
     }
 
     /// Who is asking, if anybody says so who can prove it.
-    fn authenticate(&self, active: &Local, parts: &Parts, needed: Requirement) -> Result<Option<Rc<Known>>, Refusal> {
+    fn authenticate(
+        &self,
+        active: &Local,
+        parts: &Parts,
+        needed: Requirement,
+    ) -> Result<Option<Rc<Known>>, Refusal> {
         let credentials = credentials::read(&parts.headers).map_err(|_| Refusal::AmbiguousCredentials)?;
         let Credentials::Bearer(token) = credentials else { return Ok(None) };
         match active.verify(&self.gateway, token, unix_now()) {
@@ -336,7 +354,9 @@ impl Worker {
             }
             Endpoint::Jwks => Err(Refusal::MethodNotAllowed("GET, HEAD")),
             Endpoint::Login => {
-                let Some(settings) = &active.snapshot.login else { return Err(Refusal::Internal("login is off")) };
+                let Some(settings) = &active.snapshot.login else {
+                    return Err(Refusal::Internal("login is off"));
+                };
                 let origin = cors::allowed_origin(&parts.headers, &settings.origins);
                 if let Some(origin) = origin
                     && is_preflight(parts)
@@ -369,7 +389,9 @@ impl Worker {
     ) -> Result<Response<Bytes>, Refusal> {
         let body = match Limited::new(body, login::body::MAX_BODY_BYTES).collect().await {
             Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<http_body_util::LengthLimitError>() => return Err(Refusal::LoginBodyTooLarge),
+            Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+                return Err(Refusal::LoginBodyTooLarge);
+            }
             Err(_) => return Err(Refusal::LoginBody("The login body broke off".to_owned())),
         };
         let attempt = login::Attempt {
@@ -412,7 +434,10 @@ impl Worker {
         self.gateway.metrics.refusal(refusal.code());
         let concerns_access = matches!(
             refusal,
-            Refusal::InvalidToken(_) | Refusal::ExpiredToken | Refusal::AccessDenied | Refusal::AmbiguousCredentials
+            Refusal::InvalidToken(_)
+                | Refusal::ExpiredToken
+                | Refusal::AccessDenied
+                | Refusal::AmbiguousCredentials
         );
         if concerns_access {
             self.log_audit(&Audit {
@@ -461,7 +486,8 @@ fn request_body(
         return Ok((RequestBody::Empty, None));
     }
     let limit = active.snapshot.limits.body_bytes.unwrap_or(u64::MAX);
-    let announced = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let announced =
+        parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit) {
         return Err(Refusal::BodyTooLarge);
     }

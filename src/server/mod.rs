@@ -74,7 +74,13 @@ impl Active {
     }
 
     /// Counts and logs what a rule on trial would have answered, if it is another answer.
-    pub fn count_trial(&self, metrics: &Metrics, rule: RuleId, did: Result<(), Denied>, would: Result<(), Denied>) {
+    pub fn count_trial(
+        &self,
+        metrics: &Metrics,
+        rule: RuleId,
+        did: Result<(), Denied>,
+        would: Result<(), Denied>,
+    ) {
         if did == would {
             return;
         }
@@ -85,7 +91,12 @@ impl Active {
         };
         let label = self.rule_label(rule);
         metrics.trial(label, word(would));
-        tracing::info!(rule = label, answered = word(did), would = word(would), "a rule on trial would differ");
+        tracing::info!(
+            rule = label,
+            answered = word(did),
+            would = word(would),
+            "a rule on trial would differ"
+        );
     }
 }
 
@@ -221,7 +232,11 @@ impl Gateway {
         outcome
     }
 
-    async fn reload_with(self: &Arc<Self>, surroundings: &Surroundings, reason: &'static str) -> Result<(), LoadError> {
+    async fn reload_with(
+        self: &Arc<Self>,
+        surroundings: &Surroundings,
+        reason: &'static str,
+    ) -> Result<(), LoadError> {
         let (loader, given) = (self.loader.clone(), Surroundings { now: unix_now(), ..surroundings.clone() });
         let old = self.current();
         let loaded = tokio::task::spawn_blocking(move || {
@@ -241,7 +256,11 @@ impl Gateway {
             }
             Err(error) => {
                 let told = error.to_string();
-                tracing::error!(reason, problems = told, "the configuration is refused; the old one stays in force");
+                tracing::error!(
+                    reason,
+                    problems = told,
+                    "the configuration is refused; the old one stays in force"
+                );
                 self.audit(&Audit::of("reload_refused", Some(reason)));
                 self.note(LastLoad { at, error: Some(told) });
                 Err(error)
@@ -377,7 +396,8 @@ pub fn random_hex(bytes: usize) -> String {
 /// One sentence: what kept it from starting.
 pub fn run(loader: Loader, ready: impl FnOnce(&[std::net::SocketAddr])) -> Result<(), String> {
     let surroundings = Surroundings { create_keys: true, now: unix_now(), ..Surroundings::default() };
-    let (Built { snapshot, warnings }, source) = loader.load(&surroundings).map_err(|error| error.to_string())?;
+    let (Built { snapshot, warnings }, source) =
+        loader.load(&surroundings).map_err(|error| error.to_string())?;
     let log_format = format_of(snapshot.log.format);
     let level = start_logging(log_format, level_name(snapshot.log.level));
     std::panic::set_hook(Box::new(|panic| {

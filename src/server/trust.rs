@@ -51,12 +51,18 @@ pub async fn keep_fresh(gateway: Arc<Gateway>) {
                 Ok(jwks) => {
                     fetched.insert(source.url.clone(), Instant::now());
                     // A refusal has been logged with its reason.
-                    let taken = gateway.reload_keys(&source.url, jwks).await.map(|()| unix_now()).map_err(drop);
+                    let taken =
+                        gateway.reload_keys(&source.url, jwks).await.map(|()| unix_now()).map_err(drop);
                     gateway.metrics.jwks(&source.issuer, taken);
                 }
                 Err(why) => {
                     gateway.metrics.jwks(&source.issuer, Err(()));
-                    tracing::warn!(issuer = source.issuer, url = source.url, why, "cannot fetch a trusted issuer's keys");
+                    tracing::warn!(
+                        issuer = source.issuer,
+                        url = source.url,
+                        why,
+                        "cannot fetch a trusted issuer's keys"
+                    );
                 }
             }
         }
@@ -80,7 +86,8 @@ pub async fn fetch(url: &str) -> Result<String, String> {
     let host = uri.host().ok_or("it names no host")?.trim_matches(['[', ']']).to_owned();
     let secure = uri.scheme_str() == Some("https");
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|error| format!("no connection: {error}"))?;
+    let stream =
+        TcpStream::connect((host.as_str(), port)).await.map_err(|error| format!("no connection: {error}"))?;
     if secure {
         let name = ServerName::try_from(host).map_err(|_| "its host is no name".to_owned())?;
         let stream =
@@ -123,6 +130,7 @@ where
     if response.status() != StatusCode::OK {
         return Err(format!("it answered {}", response.status()));
     }
-    let body = Limited::new(response.into_body(), MAX_BYTES).collect().await.map_err(|error| error.to_string())?;
+    let body =
+        Limited::new(response.into_body(), MAX_BYTES).collect().await.map_err(|error| error.to_string())?;
     String::from_utf8(body.to_bytes().to_vec()).map_err(|_| "it is not UTF-8".to_owned())
 }

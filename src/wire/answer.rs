@@ -6,7 +6,9 @@
 use std::fmt::Write;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::Value;
 
@@ -72,7 +74,9 @@ impl Refusal {
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
             }
             Self::Head(HeadError::HeadTooSlow | HeadError::BodyTooSlow) => StatusCode::REQUEST_TIMEOUT,
-            Self::Head(_) | Self::Path(_) | Self::AmbiguousCredentials | Self::LoginBody(_) => StatusCode::BAD_REQUEST,
+            Self::Head(_) | Self::Path(_) | Self::AmbiguousCredentials | Self::LoginBody(_) => {
+                StatusCode::BAD_REQUEST
+            }
             Self::BodyTooLarge | Self::LoginBodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoCredentials | Self::InvalidToken(_) | Self::ExpiredToken | Self::WrongCredentials(_) => {
                 StatusCode::UNAUTHORIZED
@@ -81,9 +85,13 @@ impl Refusal {
             Self::LoginMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::UserStore | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::UpstreamUnreachable | Self::UpstreamReset | Self::UpstreamUpgrade => StatusCode::BAD_GATEWAY,
+            Self::UpstreamUnreachable | Self::UpstreamReset | Self::UpstreamUpgrade => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::UpstreamBusy | Self::TooManyConnections | Self::LoginBusy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UpstreamBusy | Self::TooManyConnections | Self::LoginBusy => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
@@ -92,7 +100,9 @@ impl Refusal {
         match self {
             Self::Head(why) => format!("Bad request: {why}"),
             Self::Path(why) => format!("Bad request: {why}"),
-            Self::AmbiguousCredentials => "Bad request: there is more than one Authorization header".to_owned(),
+            Self::AmbiguousCredentials => {
+                "Bad request: there is more than one Authorization header".to_owned()
+            }
             Self::BodyTooLarge => "Request body too large".to_owned(),
             Self::NoCredentials => "Missing Authorization header".to_owned(),
             Self::InvalidToken(_) => "Invalid token".to_owned(),
@@ -104,9 +114,10 @@ impl Refusal {
             Self::LoginBodyTooLarge => "Login body too large".to_owned(),
             Self::UserStore => "Failed to fetch user".to_owned(),
             Self::MethodNotAllowed(_) => "Method not allowed".to_owned(),
-            Self::UpstreamUnreachable | Self::UpstreamReset | Self::UpstreamTimeout | Self::UpstreamUpgrade => {
-                "Upstream unavailable".to_owned()
-            }
+            Self::UpstreamUnreachable
+            | Self::UpstreamReset
+            | Self::UpstreamTimeout
+            | Self::UpstreamUpgrade => "Upstream unavailable".to_owned(),
             Self::UpstreamBusy | Self::TooManyConnections | Self::LoginBusy => {
                 "Too busy, try again in a moment".to_owned()
             }
@@ -194,9 +205,11 @@ impl Refusal {
         response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         let status = response.status();
-        let mut head = format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default());
+        let mut head =
+            format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default());
         for (name, value) in response.headers() {
-            write!(head, "{name}: {}\r\n", value.to_str().unwrap_or_default()).expect("writing to a string cannot fail");
+            write!(head, "{name}: {}\r\n", value.to_str().unwrap_or_default())
+                .expect("writing to a string cannot fail");
         }
         head.push_str("\r\n");
         let mut bytes = head.into_bytes();

@@ -189,8 +189,12 @@ mod tests {
         }
         let mut peer = Peer::new("[2001:db8::1]:5".parse().unwrap(), &["2001:db8::/32".parse().unwrap()]);
         let mut map = headers(&[
-            ("host", "inner"), ("x-forwarded-for", "1.1.1.1"), ("x-forwarded-proto", "https"), ("x-forwarded-host", "outer"),
-            ("x-request-id", "theirs"), ("forwarded", "for=1.1.1.1"),
+            ("host", "inner"),
+            ("x-forwarded-for", "1.1.1.1"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "outer"),
+            ("x-request-id", "theirs"),
+            ("forwarded", "for=1.1.1.1"),
         ]);
         peer.describe(&mut map, id);
         for (name, value) in [

@@ -127,7 +127,9 @@ impl HeaderRules {
         }
         if let Some(connection) = headers.get(CONNECTION) {
             stripped.websocket = has_token(connection, "upgrade")
-                && headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+                && headers
+                    .get(UPGRADE)
+                    .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
             for nominated in nominated(headers) {
                 gone.push(nominated);
             }
@@ -211,7 +213,10 @@ fn folds_to(name: &str, folded: &[u8]) -> bool {
 
 /// Whether a comma-separated list holds `token`, in any case.
 pub fn has_token(value: &HeaderValue, token: &str) -> bool {
-    value.as_bytes().split(|byte| *byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+    value
+        .as_bytes()
+        .split(|byte| *byte == b',')
+        .any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
 
 /// The headers that `Connection` names and that may be removed for it.
@@ -231,24 +236,52 @@ mod tests {
     fn headers(lines: &[(&str, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
         for (name, value) in lines {
-            map.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
+            map.append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            );
         }
         map
     }
 
     fn rules() -> HeaderRules {
-        let names = ["x-auth-id", "x-auth-user", "x-auth-role", "x-gateway-secret"].map(HeaderName::from_static);
+        let names =
+            ["x-auth-id", "x-auth-user", "x-auth-role", "x-gateway-secret"].map(HeaderName::from_static);
         HeaderRules::new(&names)
     }
 
     #[test]
     fn what_only_the_gateway_may_say_is_removed_in_every_spelling() {
         for name in [
-            "X-Auth-User", "x_auth_user", "X_AUTH-USER", "x.auth.user", "x-auth_user", "X~Auth!User", "X-Gateway_Secret",
-            "X-Original-URL", "x_original_uri", "X-Rewrite-Url", "X-Forwarded-Prefix", "X-Real-IP", "X_Real_IP", "Proxy",
-            "X-Middleware-Subrequest", "X-Forwarded-For", "Forwarded", "x_forwarded_host", "Connection", "Keep-Alive",
-            "TE", "Upgrade", "Transfer-Encoding", "Proxy-Authorization", "X-Request-Id", "HTTP2-Settings", "Expect",
-            "SCRIPT_NAME", "Path-Info",
+            "X-Auth-User",
+            "x_auth_user",
+            "X_AUTH-USER",
+            "x.auth.user",
+            "x-auth_user",
+            "X~Auth!User",
+            "X-Gateway_Secret",
+            "X-Original-URL",
+            "x_original_uri",
+            "X-Rewrite-Url",
+            "X-Forwarded-Prefix",
+            "X-Real-IP",
+            "X_Real_IP",
+            "Proxy",
+            "X-Middleware-Subrequest",
+            "X-Forwarded-For",
+            "Forwarded",
+            "x_forwarded_host",
+            "Connection",
+            "Keep-Alive",
+            "TE",
+            "Upgrade",
+            "Transfer-Encoding",
+            "Proxy-Authorization",
+            "X-Request-Id",
+            "HTTP2-Settings",
+            "Expect",
+            "SCRIPT_NAME",
+            "Path-Info",
         ] {
             let mut map = headers(&[(name, "x"), (name, "y"), ("accept", "z")]);
             rules().strip(&mut map, false);
@@ -258,8 +291,17 @@ mod tests {
 
     #[test]
     fn what_is_the_clients_to_say_goes_on() {
-        let kept = [("host", "a"), ("cookie", "b"), ("x-auth-users", "c"), ("xauth-user", "d"), ("traceparent", "e"),
-            ("x-csrf-token", "f"), ("trailer", "g"), ("authorization", "Basic h"), ("content-length", "3")];
+        let kept = [
+            ("host", "a"),
+            ("cookie", "b"),
+            ("x-auth-users", "c"),
+            ("xauth-user", "d"),
+            ("traceparent", "e"),
+            ("x-csrf-token", "f"),
+            ("trailer", "g"),
+            ("authorization", "Basic h"),
+            ("content-length", "3"),
+        ];
         let mut map = headers(&kept);
         rules().strip(&mut map, false);
         assert_eq!(map, headers(&kept));
@@ -267,7 +309,8 @@ mod tests {
 
     #[test]
     fn a_trusted_proxys_forwarding_headers_stay_and_nothing_else() {
-        let mut map = headers(&[("x-forwarded-for", "1.2.3.4"), ("x-auth-user", "root"), ("x-forwarded-uri", "/x")]);
+        let mut map =
+            headers(&[("x-forwarded-for", "1.2.3.4"), ("x-auth-user", "root"), ("x-forwarded-uri", "/x")]);
         rules().strip(&mut map, true);
         assert_eq!(map, headers(&[("x-forwarded-for", "1.2.3.4")]));
     }
@@ -275,8 +318,13 @@ mod tests {
     #[test]
     fn connection_names_more_to_remove_but_not_what_frames_the_message() {
         let mut map = headers(&[
-            ("connection", "close, X-Secret , host,content-length"), ("connection", "Accept"), ("x-secret", "a"), ("accept", "b"),
-            ("host", "h"), ("content-length", "0"), ("cookie", "c"),
+            ("connection", "close, X-Secret , host,content-length"),
+            ("connection", "Accept"),
+            ("x-secret", "a"),
+            ("accept", "b"),
+            ("host", "h"),
+            ("content-length", "0"),
+            ("cookie", "c"),
         ]);
         rules().strip(&mut map, false);
         assert_eq!(map, headers(&[("host", "h"), ("content-length", "0"), ("cookie", "c")]));
@@ -284,7 +332,13 @@ mod tests {
 
     #[test]
     fn a_name_of_anyone_cannot_break_a_header() {
-        for (text, value) in [("vera", "vera"), ("a b", "a b"), ("a\r\nX: y", "a%0D%0AX: y"), ("Zoë", "Zo%C3%AB"), ("50%", "50%25")] {
+        for (text, value) in [
+            ("vera", "vera"),
+            ("a b", "a b"),
+            ("a\r\nX: y", "a%0D%0AX: y"),
+            ("Zoë", "Zo%C3%AB"),
+            ("50%", "50%25"),
+        ] {
             assert_eq!(value_of(text), value, "{text}");
         }
     }

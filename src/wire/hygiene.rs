@@ -415,13 +415,16 @@ impl<'a> Iterator for Lines<'a> {
 
 /// Returns the authority of an absolute-form target, and the digit of the minor version.
 fn check_request_line<'a>(line: &'a [u8], limits: &HeadLimits) -> Result<(Option<&'a [u8]>, u8), HeadError> {
-    let (method, rest) = memchr(b' ', line).map(|at| (&line[..at], &line[at + 1..])).ok_or(HeadError::RequestLine)?;
+    let (method, rest) =
+        memchr(b' ', line).map(|at| (&line[..at], &line[at + 1..])).ok_or(HeadError::RequestLine)?;
     let (target, version) =
         memchr(b' ', rest).map(|at| (&rest[..at], &rest[at + 1..])).ok_or(HeadError::RequestLine)?;
     let minor = match version {
         b"HTTP/1.1" => b'1',
         b"HTTP/1.0" => b'0',
-        _ if version.starts_with(b"HTTP/") && memchr(b' ', version).is_none() => return Err(HeadError::Version),
+        _ if version.starts_with(b"HTTP/") && memchr(b' ', version).is_none() => {
+            return Err(HeadError::Version);
+        }
         _ => return Err(HeadError::RequestLine),
     };
     if !std::str::from_utf8(method).is_ok_and(crate::policy::method::is_method) {
@@ -440,11 +443,12 @@ fn check_request_line<'a>(line: &'a [u8], limits: &HeadLimits) -> Result<(Option
     if target[0] == b'/' {
         return Ok((None, minor));
     }
-    let scheme = [&b"http://"[..], b"https://"].into_iter().find(|scheme| {
-        target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme))
-    });
+    let scheme = [&b"http://"[..], b"https://"]
+        .into_iter()
+        .find(|scheme| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)));
     let rest = &target[scheme.ok_or(HeadError::RequestLine)?.len()..];
-    let authority = &rest[..rest.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')).unwrap_or(rest.len())];
+    let authority =
+        &rest[..rest.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')).unwrap_or(rest.len())];
     if is_authority(authority) { Ok((Some(authority), minor)) } else { Err(HeadError::AuthorityMismatch) }
 }
 
@@ -460,9 +464,8 @@ fn is_authority(value: &[u8]) -> bool {
         && host.starts_with(b"[")
         && host.ends_with(b"]")
         && host[1..host.len() - 1].iter().all(|byte| byte.is_ascii_hexdigit() || b":.".contains(byte));
-    let port_fits = port.is_none_or(|port| {
-        !port.is_empty() && port.len() <= 5 && port.iter().all(u8::is_ascii_digit)
-    });
+    let port_fits =
+        port.is_none_or(|port| !port.is_empty() && port.len() <= 5 && port.iter().all(u8::is_ascii_digit));
     !host.is_empty() && host.len() <= 255 && (named || literal) && port_fits
 }
 
@@ -524,20 +527,44 @@ mod tests {
             ("GET / HTTP/1.1\r\nHost: a\r\nx\r\n\r\n", HeadError::HeaderName),
             ("GET / HTTP/1.1\r\nHost: a\r\nx y: z\r\n\r\n", HeadError::HeaderName),
             ("GET / HTTP/1.1\r\nHost: a\r\nx: \0\r\n\r\n", HeadError::HeaderValue),
-            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", HeadError::ContentLength),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+                HeadError::ContentLength,
+            ),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n", HeadError::ContentLength),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", HeadError::ContentLength),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x1\r\n\r\n", HeadError::ContentLength),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n", HeadError::ContentLength),
-            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999999999999999\r\n\r\n", HeadError::ContentLength),
-            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n", HeadError::BothLengths),
-            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", HeadError::BothLengths),
-            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", HeadError::TransferEncoding),
-            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n", HeadError::TransferEncoding),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999999999999999\r\n\r\n",
+                HeadError::ContentLength,
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n",
+                HeadError::BothLengths,
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                HeadError::BothLengths,
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+                HeadError::TransferEncoding,
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n",
+                HeadError::TransferEncoding,
+            ),
             ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\x0bchunked\r\n\r\n", HeadError::HeaderValue),
-            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", HeadError::TransferEncoding),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+                HeadError::TransferEncoding,
+            ),
             ("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", HeadError::TransferEncoding),
-            ("GET / HTTP/1.1\r\nHost: a\r\na: 1\r\na: 1\r\na: 1\r\na: 1\r\na: 1\r\n\r\n", HeadError::TooManyHeaders),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\na: 1\r\na: 1\r\na: 1\r\na: 1\r\na: 1\r\n\r\n",
+                HeadError::TooManyHeaders,
+            ),
         ] {
             assert_eq!(check(head), Err(why), "{head:?}");
         }
@@ -592,8 +619,20 @@ mod tests {
 
     #[test]
     fn a_malformed_chunk_ends_the_reading() {
-        for body in ["x\r\n", "\r\n", "-1\r\n", "1\n", "1 \r\nx", "1\r\nxy", "1\r\nx\n0", "1;\0\r\n", "0\r\n x\r\n\r\n",
-            "0\r\na\nb\r\n\r\n", "1000000000000000\r\n", "1;\rx"] {
+        for body in [
+            "x\r\n",
+            "\r\n",
+            "-1\r\n",
+            "1\n",
+            "1 \r\nx",
+            "1\r\nxy",
+            "1\r\nx\n0",
+            "1;\0\r\n",
+            "0\r\n x\r\n\r\n",
+            "0\r\na\nb\r\n\r\n",
+            "1000000000000000\r\n",
+            "1;\rx",
+        ] {
             let stream = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
             assert!(messages(stream.as_bytes(), 7).is_err(), "{body:?}");
         }
