@@ -1,0 +1,492 @@
+//! The only place that knows how to start things: the real gateway, a recording upstream, clients.
+//!
+//! Everything listens on a free port of loopback, is awaited by what it says and not by the clock, and
+//! is stopped when it is dropped.
+#![allow(dead_code)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// The longest that anything here is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The password of every user that [`Gateway::start`] adds: `vera` (Viewer), `eddie` (Editor), `sam` (SuperAdmin).
+pub const PASSWORD: &str = "correct horse battery";
+
+/// The binary under test.
+pub fn binary() -> &'static str {
+    env!("CARGO_BIN_EXE_portcullis")
+}
+
+/// A running gateway in a folder of its own.
+pub struct Gateway {
+    child: Child,
+    /// The folder that holds `gateway.yaml` and the state.
+    pub folder: tempfile::TempDir,
+    /// Where clients connect.
+    pub address: SocketAddr,
+    /// Probes and metrics.
+    pub admin: SocketAddr,
+    log: Arc<Log>,
+    /// The lines before `extra` in the file.
+    head: String,
+}
+
+/// What the gateway has written to standard error so far.
+#[derive(Default)]
+struct Log {
+    lines: Mutex<Vec<String>>,
+    more: Condvar,
+}
+
+impl Log {
+    fn wait_for<T>(&self, mut find: impl FnMut(&[String]) -> Option<T>) -> Result<T, Vec<String>> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = self.lines.lock().unwrap();
+        loop {
+            if let Some(found) = find(&lines) {
+                return Ok(found);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || lines.last().is_some_and(|line| line == ENDED) {
+                return Err(lines.clone());
+            }
+            lines = self.more.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+}
+
+const ENDED: &str = "(the gateway has ended)";
+
+/// The keys that every test's file begins with, unless `extra` brings them itself.
+fn head(upstream: SocketAddr, extra: &str) -> String {
+    let mut head = String::new();
+    for (key, value) in [
+        ("listen", "127.0.0.1:0".to_owned()),
+        ("admin", "127.0.0.1:0".to_owned()),
+        ("upstream", format!("http://{upstream}")),
+        ("roles", "[Viewer, Editor, SuperAdmin]".to_owned()),
+        ("log", "{ format: json }".to_owned()),
+        ("shutdown", "{ drain: 0s, timeout: 5s }".to_owned()),
+    ] {
+        if !extra.lines().any(|line| line.starts_with(&format!("{key}:"))) {
+            head.push_str(&format!("{key}: {value}\n"));
+        }
+    }
+    head
+}
+
+impl Gateway {
+    /// Starts a gateway in front of `upstream`. `extra` is the rest of its `gateway.yaml`, `rules` above
+    /// all; the text `UPSTREAM` in it stands for the upstream's address.
+    pub async fn start(upstream: &Upstream, extra: &str) -> Self {
+        Self::start_at(upstream.address, extra).await
+    }
+
+    /// As [`Gateway::start`], for an upstream that may not be there.
+    pub async fn start_at(upstream: SocketAddr, extra: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(folder, upstream, extra).await
+    }
+
+    /// As [`Gateway::start`], in a folder that holds files already.
+    pub async fn start_in(folder: tempfile::TempDir, upstream: SocketAddr, extra: &str) -> Self {
+        let extra = extra.replace("UPSTREAM", &upstream.to_string());
+        let head = head(upstream, &extra);
+        std::fs::write(folder.path().join("gateway.yaml"), format!("{head}{extra}\n")).unwrap();
+        if !folder.path().join("data").exists() {
+            add_users(folder.path());
+        }
+        let (child, log) = spawn(folder.path());
+        let started = {
+            let log = Arc::clone(&log);
+            tokio::task::spawn_blocking(move || {
+                log.wait_for(|lines| {
+                    address_in(lines, "listening").zip(
+                        address_in(lines, "admin listening").or_else(|| Some(([127, 0, 0, 1], 1).into())),
+                    )
+                })
+            })
+            .await
+            .unwrap()
+        };
+        let (address, admin) = started.unwrap_or_else(|lines| panic!("no start:\n{}", lines.join("\n")));
+        Self { child, folder, address, admin, log, head }
+    }
+
+    /// The path of its `gateway.yaml`.
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("gateway.yaml")
+    }
+
+    /// Writes another rest of `gateway.yaml`, as [`Gateway::start`] takes it, in one step (a rename).
+    pub fn write_config(&self, extra: &str) {
+        let new = self.folder.path().join("gateway.yaml.new");
+        // The listening addresses stay as they are in the file.
+        std::fs::write(&new, format!("{}{extra}\n", self.head)).unwrap();
+        std::fs::rename(new, self.config()).unwrap();
+    }
+
+    /// Waits for a log line that `matches` picks, among those not seen before `from`; returns its index.
+    pub async fn wait_for_line(&self, from: usize, matches: impl Fn(&str) -> bool + Send + 'static) -> usize {
+        let log = Arc::clone(&self.log);
+        let found = tokio::task::spawn_blocking(move || {
+            log.wait_for(|lines| (from..lines.len()).find(|index| matches(&lines[*index])))
+        });
+        found.await.unwrap().unwrap_or_else(|lines| panic!("no such line:\n{}", lines.join("\n")))
+    }
+
+    /// All log lines so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.log.lines.lock().unwrap().clone()
+    }
+
+    /// A token of one of the users, by the login path.
+    pub async fn login(&self, username: &str) -> String {
+        let answer = self
+            .post("/auth/login")
+            .json(&serde_json::json!({ "username": username, "password": PASSWORD }))
+            .send()
+            .await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()["token"].as_str().unwrap().to_owned()
+    }
+
+    pub fn get(&self, target: &str) -> Call {
+        self.request("GET", target)
+    }
+
+    pub fn post(&self, target: &str) -> Call {
+        self.request("POST", target)
+    }
+
+    pub fn request(&self, method: &str, target: &str) -> Call {
+        Call::new(self.address, method, target)
+    }
+
+    /// A request to the admin address.
+    pub fn admin(&self, method: &str, target: &str) -> Call {
+        Call::new(self.admin, method, target)
+    }
+
+    /// Sends bytes as they are on a new connection and reads until the gateway closes it or `PATIENCE` ends.
+    pub async fn raw(&self, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        read_to_end(&mut stream).await
+    }
+
+    /// Runs a subcommand on this gateway's configuration.
+    pub fn run(&self, arguments: &[&str], stdin: &str) -> Output {
+        run(self.folder.path(), arguments, stdin)
+    }
+
+    /// The value of a metric, labels included, 0 if it is not there.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.admin("GET", "/metrics").send().await.text();
+        let line =
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal by its name, such as `HUP`.
+    pub fn signal(&self, name: &str) {
+        let status =
+            Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Whether the process still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits for the process to end and returns its exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.is_running() {
+            assert!(Instant::now() < deadline, "the gateway does not end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(folder: &Path) -> (Child, Arc<Log>) {
+    let mut child = Command::new(binary())
+        .args(["serve", "--config"])
+        .arg(folder.join("gateway.yaml"))
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let log = Arc::new(Log::default());
+    let stderr = BufReader::new(child.stderr.take().unwrap());
+    let written = Arc::clone(&log);
+    std::thread::spawn(move || {
+        for line in stderr.lines().map_while(Result::ok) {
+            written.lines.lock().unwrap().push(line);
+            written.more.notify_all();
+        }
+        written.lines.lock().unwrap().push(ENDED.to_owned());
+        written.more.notify_all();
+    });
+    (child, log)
+}
+
+fn address_in(lines: &[String], message: &str) -> Option<SocketAddr> {
+    lines.iter().find_map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        if line["message"] != message {
+            return None;
+        }
+        line["address"].as_str()?.parse().ok()
+    })
+}
+
+/// Runs the binary in `folder` on its `gateway.yaml`.
+pub fn run(folder: &Path, arguments: &[&str], stdin: &str) -> Output {
+    let mut child = Command::new(binary())
+        .args(arguments)
+        .arg("--config")
+        .arg(folder.join("gateway.yaml"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that takes no input may have ended already.
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn add_users(folder: &Path) {
+    let users: String = [("vera", "Viewer"), ("eddie", "Editor"), ("sam", "SuperAdmin")]
+        .iter()
+        .map(|(name, role)| {
+            let user = serde_json::json!({ "username": name, "role": role, "name": name.to_uppercase(),
+                "email": format!("{name}@example.com"), "password": PASSWORD });
+            format!("{user}\n")
+        })
+        .collect();
+    let output = run(folder, &["user", "import", "-"], &users);
+    // A test with other roles adds its own users.
+    if !output.status.success() {
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains("role"), "{told}");
+    }
+}
+
+/// A request that is being put together.
+pub struct Call {
+    address: SocketAddr,
+    request: Request<Full<Bytes>>,
+}
+
+/// What came back.
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Call {
+    pub fn new(address: SocketAddr, method: &str, target: &str) -> Self {
+        let request = Request::builder()
+            .method(Method::from_bytes(method.as_bytes()).unwrap())
+            .uri(target)
+            .header("host", address.to_string())
+            .body(Full::default())
+            .unwrap();
+        Self { address, request }
+    }
+
+    /// Adds a header; the same name twice makes two of them.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+        self.request.headers_mut().append(name, HeaderValue::from_str(value).unwrap());
+        self
+    }
+
+    /// Replaces the Host.
+    pub fn host(mut self, host: &str) -> Self {
+        self.request.headers_mut().insert("host", HeaderValue::from_str(host).unwrap());
+        self
+    }
+
+    pub fn bearer(self, token: &str) -> Self {
+        self.header("authorization", &format!("Bearer {token}"))
+    }
+
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        *self.request.body_mut() = Full::new(body.into());
+        self
+    }
+
+    pub fn json(self, value: &serde_json::Value) -> Self {
+        self.header("content-type", "application/json").body(value.to_string())
+    }
+
+    pub async fn send(self) -> Answer {
+        self.try_send().await.unwrap()
+    }
+
+    /// As [`Call::send`], where the connection may be refused or cut.
+    pub async fn try_send(self) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+        let work = async {
+            let stream = TcpStream::connect(self.address).await?;
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            let response = sender.send_request(self.request).await?;
+            let (parts, body) = response.into_parts();
+            let body = body.collect().await?.to_bytes();
+            Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
+        };
+        tokio::time::timeout(PATIENCE, work).await?
+    }
+}
+
+impl Answer {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+/// Reads until the other side closes; what has come when `PATIENCE` ends is returned all the same.
+pub async fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// One request as the upstream saw it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub method: String,
+    /// As it stood in the request line.
+    pub target: String,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    pub trailers: Option<HeaderMap>,
+}
+
+impl Seen {
+    /// The value of a header that came once; panics if it came several times.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut values = self.headers.get_all(name).iter();
+        let value = values.next().map(|value| value.to_str().unwrap());
+        assert!(values.next().is_none(), "{name} came more than once");
+        value
+    }
+}
+
+type Answering = Arc<dyn Fn(&Seen) -> Response<Full<Bytes>> + Send + Sync>;
+
+/// An HTTP/1.1 upstream that remembers what it was asked.
+pub struct Upstream {
+    pub address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Upstream {
+    /// Answers everything with 200 and the text `upstream`.
+    pub async fn start() -> Self {
+        Self::answering(|_| Response::new(Full::from("upstream"))).await
+    }
+
+    /// Answers as `answer` says. The request body has been read by then.
+    pub async fn answering(answer: impl Fn(&Seen) -> Response<Full<Bytes>> + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (remembered, answer): (_, Answering) = (Arc::clone(&seen), Arc::new(answer));
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let Ok((stream, _)) = listener.accept().await else { return };
+                let (seen, answer) = (Arc::clone(&remembered), Arc::clone(&answer));
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
+                    async move {
+                        let (parts, body) = request.into_parts();
+                        let collected = body.collect().await?;
+                        let trailers = collected.trailers().cloned();
+                        let one = Seen {
+                            method: parts.method.to_string(),
+                            target: parts.uri.to_string(),
+                            headers: parts.headers,
+                            body: collected.to_bytes(),
+                            trailers,
+                        };
+                        let response = answer(&one);
+                        seen.lock().unwrap().push(one);
+                        Ok::<_, hyper::Error>(response)
+                    }
+                });
+                // Dropped with the set, so that no connection outlives the upstream.
+                connections.spawn(async move {
+                    let http = hyper::server::conn::http1::Builder::new();
+                    let _ = http.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        Self { address, seen, task }
+    }
+
+    /// Everything that it was asked so far.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// The last request.
+    pub fn last(&self) -> Seen {
+        self.seen.lock().unwrap().last().cloned().expect("the upstream was asked nothing")
+    }
+
+    /// How many requests came.
+    pub fn count(&self) -> usize {
+        self.seen.lock().unwrap().len()
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

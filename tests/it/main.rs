@@ -1,0 +1,4 @@
+//! End-to-end tests: the real binary, a recording upstream, real clients. One file a promise.
+
+mod harness;
+mod smoke;
