@@ -24,6 +24,7 @@ use super::{CliError, in_runtime, open_users, printed};
 use crate::config::reload::Loader;
 use crate::config::snapshot::Surroundings;
 use crate::login::password::{Hasher, NewPassword, Password};
+use crate::server::surroundings_at_start;
 use crate::store::{NewUser, Username, Users};
 
 /// The users of the demo and their roles.
@@ -59,7 +60,9 @@ pub fn run() -> Result<(), CliError> {
         .map_err(|error| fail("start the sample CMS", error))?;
     let passwords = make_users(&path)?;
     let shown = path.clone();
-    crate::server::run(Loader::new(path), move |addresses| {
+    let loader = Loader::new(path);
+    let loaded = loader.load(&surroundings_at_start()).map_err(super::invalid)?;
+    crate::server::run(loader, loaded, move |addresses| {
         // A reader that has gone away is no reason to stop.
         let _ = printed(introduce(addresses, &shown, &passwords));
     })

@@ -18,6 +18,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::config::Source;
 use crate::config::reload::{LoadError, Loader};
 use crate::config::snapshot::{Built, Snapshot, Surroundings};
+use crate::server::surroundings_at_start;
 use crate::store::StoreError;
 use crate::store::sqlite::SqliteUsers;
 
@@ -108,10 +109,9 @@ fn run(arguments: Arguments) -> Result<ExitCode, CliError> {
     let mut out = io::stdout().lock();
     match arguments.command.unwrap_or(Command::Serve) {
         Command::Serve => {
-            // Checked here so that what is wrong is shown with its lines, and told apart by the exit code.
-            load(&loader, &Surroundings { create_keys: true, now: now(), ..Surroundings::default() })?;
             drop(out);
-            crate::server::run(loader, |_| {}).map_err(CliError::failed)?;
+            let loaded = loader.load(&surroundings_at_start()).map_err(invalid)?;
+            crate::server::run(loader, loaded, |_| {}).map_err(CliError::failed)?;
         }
         Command::Demo => {
             drop(out);

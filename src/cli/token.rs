@@ -11,6 +11,7 @@ use super::{CliError, in_runtime, load, now, open_users, printed};
 use crate::config::reload::Loader;
 use crate::config::snapshot::{Snapshot, Surroundings};
 use crate::login::subject_of;
+use crate::server::surroundings_at_start;
 use crate::store::Users;
 use crate::token::{TokenError, decode_without_verifying};
 
@@ -47,8 +48,7 @@ pub enum TokenCommand {
 pub fn run(command: TokenCommand, loader: &Loader, out: &mut dyn Write) -> Result<(), CliError> {
     match command {
         TokenCommand::Issue { username, ttl } => {
-            let surroundings = Surroundings { create_keys: true, now: now(), ..Surroundings::default() };
-            let (snapshot, _) = load(loader, &surroundings)?;
+            let (snapshot, _) = load(loader, &surroundings_at_start())?;
             let token = in_runtime(issue(&snapshot, &username, ttl.as_deref()))??;
             printed(writeln!(out, "{token}"))
         }

@@ -136,6 +136,11 @@ impl Watch {
         // Without the thread nothing is watched, and a log line has said so.
         let _ = self.files.send(Message::Files(files));
     }
+
+    /// Looks at the files without having been told of a change.
+    pub fn look(&self) {
+        let _ = self.files.send(Message::Event);
+    }
 }
 
 /// Calls `changed` whenever the content of `config`, or of the files followed, is another than before.

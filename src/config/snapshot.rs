@@ -213,7 +213,7 @@ pub struct RemoteKeys {
 pub struct Surroundings {
     /// The last good answer of each JWKS URL.
     pub fetched: HashMap<String, String>,
-    /// Whether a key may be made where none is: at start, not in a check.
+    /// Whether a key may be made where none is: to serve, not to check.
     pub create_keys: bool,
     /// Unix seconds; a new key is named by it.
     pub now: u64,

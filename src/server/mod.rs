@@ -187,10 +187,18 @@ impl Gateway {
         self.lines.deliver(line);
     }
 
-    /// A token names a key that is not known: a trusted issuer may have a new one. Looked for soon, and
-    /// never while a request waits.
+    /// A token names a key that is not known: the key folder or a trusted issuer may have a new one.
+    /// Looked for soon, and never while a request waits.
     pub fn look_for_keys(&self) {
         self.keys_wanted.notify_one();
+    }
+
+    /// Waits until an unknown key makes looking worth while, and has the key folder looked at.
+    pub async fn keys_wanted(&self) {
+        self.keys_wanted.notified().await;
+        if let Some(watch) = self.watch.get() {
+            watch.look();
+        }
     }
 
     /// Says, once, that somebody untrusted speaks for others.
@@ -237,7 +245,7 @@ impl Gateway {
         surroundings: &Surroundings,
         reason: &'static str,
     ) -> Result<(), LoadError> {
-        let (loader, given) = (self.loader.clone(), Surroundings { now: unix_now(), ..surroundings.clone() });
+        let (loader, given) = (self.loader.clone(), Surroundings { fetched: surroundings.fetched.clone(), ..surroundings_at_start() });
         let old = self.current();
         let loaded = tokio::task::spawn_blocking(move || {
             let (built, source) = loader.load(&given)?;
@@ -390,14 +398,21 @@ pub fn random_hex(bytes: usize) -> String {
     random.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Serves until told to stop. `ready` is told the addresses once requests are taken.
+/// What a configuration is loaded with to be served: a signing key is made where there is none.
+pub fn surroundings_at_start() -> Surroundings {
+    Surroundings { create_keys: true, now: unix_now(), ..Surroundings::default() }
+}
+
+/// Serves what `loader` has just loaded until told to stop. `ready` is told the addresses once requests
+/// are taken.
 ///
 /// # Errors
 /// One sentence: what kept it from starting.
-pub fn run(loader: Loader, ready: impl FnOnce(&[std::net::SocketAddr])) -> Result<(), String> {
-    let surroundings = Surroundings { create_keys: true, now: unix_now(), ..Surroundings::default() };
-    let (Built { snapshot, warnings }, source) =
-        loader.load(&surroundings).map_err(|error| error.to_string())?;
+pub fn run(
+    loader: Loader,
+    (Built { snapshot, warnings }, source): (Built, Source),
+    ready: impl FnOnce(&[std::net::SocketAddr]),
+) -> Result<(), String> {
     let log_format = format_of(snapshot.log.format);
     let level = start_logging(log_format, level_name(snapshot.log.level));
     std::panic::set_hook(Box::new(|panic| {
@@ -424,7 +439,7 @@ pub fn run(loader: Loader, ready: impl FnOnce(&[std::net::SocketAddr])) -> Resul
             connections: AtomicUsize::new(0),
             warned_of_proxy: AtomicBool::new(false),
             loader,
-            surroundings: tokio::sync::Mutex::new(Surroundings { create_keys: false, ..surroundings }),
+            surroundings: tokio::sync::Mutex::default(),
             last_load: Mutex::new(LastLoad { at: unix_now(), error: None }),
             watch: OnceLock::new(),
             keys_wanted: Notify::new(),

@@ -69,7 +69,7 @@ pub async fn keep_fresh(gateway: Arc<Gateway>) {
         let pause = Instant::now() + PATIENCE;
         tokio::select! {
             () = sleep(PATIENCE) => {}
-            () = gateway.keys_wanted.notified() => {
+            () = gateway.keys_wanted() => {
                 tokio::time::sleep_until(pause).await;
                 fetched.clear();
             }
