@@ -10,7 +10,8 @@ use http::header::{
     ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN,
 };
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
@@ -33,12 +34,18 @@ use crate::wire::headers::{Stripped, strip_response};
 struct Record {
     started: Instant,
     method: Method,
-    uri: Uri,
+    path: Option<PathAndQuery>,
     client: IpAddr,
     request_id: HeaderValue,
     rule: Option<RuleId>,
     known: Option<Rc<Known>>,
     decision: &'static str,
+}
+
+impl Record {
+    fn path(&self) -> &str {
+        self.path.as_ref().map_or("/", PathAndQuery::path)
+    }
 }
 
 /// Counts and logs a request when its last byte has gone, or its connection has.
@@ -64,7 +71,7 @@ impl Ending {
             request_id: record.request_id.to_str().unwrap_or_default(),
             client: record.client,
             method: record.method.as_str(),
-            path: record.uri.path(),
+            path: record.path(),
             status: status.as_u16(),
             bytes,
             complete,
@@ -118,7 +125,7 @@ impl Worker {
         let record = Record {
             started: Instant::now(),
             method: parts.method.clone(),
-            uri: parts.uri.clone(),
+            path: parts.uri.path_and_query().cloned(),
             client: connection.address.ip(),
             request_id: self.request_id(),
             rule: None,
@@ -188,8 +195,10 @@ impl Worker {
         let preflight = snapshot.forward_preflights && is_preflight(&parts);
         if preflight {
             needed = Requirement::Public;
+            // A browser sends none with it; what somebody else sends is nobody's.
+            parts.headers.remove(AUTHORIZATION);
         }
-        let known = if preflight { None } else { self.authenticate(active, &parts, needed)? };
+        let known = if preflight { None } else { self.authenticate(active, &mut parts, needed)? };
         record.known.clone_from(&known);
         let caller = match &known {
             Some(known) => Caller::Authenticated(known.claims.role.as_deref()),
@@ -264,16 +273,21 @@ impl Worker {
         Ok(policy.judge(&target))
     }
 
-    /// Who is asking, if anybody says so who can prove it.
+    /// Who is asking, if anybody says so who can prove it. The token goes no further, unless the
+    /// configuration wants it to.
     fn authenticate(
         &self,
         active: &Local,
-        parts: &Parts,
+        parts: &mut Parts,
         needed: Requirement,
     ) -> Result<Option<Rc<Known>>, Refusal> {
         let credentials = credentials::read(&parts.headers).map_err(|_| Refusal::AmbiguousCredentials)?;
         let Credentials::Bearer(token) = credentials else { return Ok(None) };
-        match active.verify(&self.gateway, token, unix_now()) {
+        let verified = active.verify(&self.gateway, token, unix_now());
+        if !active.snapshot.identity.forward_token {
+            parts.headers.remove(AUTHORIZATION);
+        }
+        match verified {
             Ok(known) => Ok(Some(known)),
             // On a public route a bad token makes nobody of its bearer, and that is enough there.
             Err(_) if needed == Requirement::Public => Ok(None),
@@ -292,9 +306,6 @@ impl Worker {
     ) {
         let identity = &active.snapshot.identity;
         let headers = &mut parts.headers;
-        if !identity.forward_token && matches!(credentials::read(headers), Ok(Credentials::Bearer(_))) {
-            headers.remove(AUTHORIZATION);
-        }
         connection.peer.borrow_mut().1.describe(headers, || record.request_id.clone());
         if let Some(theirs) = headers.get(REQUEST_ID) {
             // A trusted proxy has named the request already.
@@ -448,7 +459,7 @@ impl Worker {
                 rule: record.rule.map(|rule| active.rule_label(rule)),
                 reason: Some(refusal.detail().unwrap_or(refusal.code())),
                 method: Some(record.method.as_str()),
-                path: Some(record.uri.path()),
+                path: Some(record.path()),
             });
         }
         if refusal.status().is_server_error() {

@@ -66,8 +66,7 @@ enum Kind {
 /// The names that are looked for, by length: most headers of a request match none and cost one look.
 #[derive(Clone, Debug)]
 pub struct HeaderRules {
-    by_length: Vec<Vec<(&'static [u8], Kind)>>,
-    identity: Vec<Box<[u8]>>,
+    by_length: Vec<Vec<(Box<[u8]>, Kind)>>,
 }
 
 /// What [`HeaderRules::strip`] saw on its way.
@@ -86,20 +85,22 @@ pub struct Stripped {
 impl HeaderRules {
     /// `identity`: the names that the gateway sets, the secret's included.
     pub fn new<'a>(identity: impl IntoIterator<Item = &'a HeaderName>) -> Self {
-        let mut by_length = vec![Vec::new(); 32];
         let kinds = [
             (&HOP_BY_HOP[..], Kind::HopByHop),
             (&MISLEADING[..], Kind::Misleading),
             (&FORWARDING[..], Kind::Forwarding),
             (&METHOD_OVERRIDES[..], Kind::MethodOverride),
         ];
-        for (names, kind) in kinds {
-            for name in names {
-                by_length[name.len()].push((name.as_bytes(), kind));
+        let identity = identity.into_iter().map(|name| (fold(name.as_str()), Kind::Identity));
+        let known = kinds.into_iter().flat_map(|(names, kind)| names.iter().map(move |name| (fold(name), kind)));
+        let mut by_length: Vec<Vec<(Box<[u8]>, Kind)>> = Vec::new();
+        for (name, kind) in identity.chain(known) {
+            if by_length.len() <= name.len() {
+                by_length.resize(name.len() + 1, Vec::new());
             }
+            by_length[name.len()].push((name.into_boxed_slice(), kind));
         }
-        let identity = identity.into_iter().map(|name| fold(name.as_str()).into_boxed_slice()).collect();
-        Self { by_length, identity }
+        Self { by_length }
     }
 
     /// Whether a header of that name names another method to some frameworks.
@@ -158,9 +159,6 @@ impl HeaderRules {
     }
 
     fn kind(&self, name: &str) -> Option<Kind> {
-        if self.identity.iter().any(|identity| folds_to(name, identity)) {
-            return Some(Kind::Identity);
-        }
         let candidates = self.by_length.get(name.len())?;
         candidates.iter().find(|(known, _)| folds_to(name, known)).map(|(_, kind)| *kind)
     }
@@ -168,17 +166,31 @@ impl HeaderRules {
 
 /// Removes what concerns only the connection to the upstream from its response.
 pub fn strip_response(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
+    if let Some(connection) = headers.get(CONNECTION)
+        && !connection.as_bytes().eq_ignore_ascii_case(b"keep-alive")
+    {
         let nominated: SmallVec<[HeaderName; 4]> = nominated(headers).collect();
         for name in nominated {
             headers.remove(name);
         }
     }
-    // Few responses carry any of these; a look is cheaper than a removal.
-    for name in &HOP_BY_HOP[..8] {
-        if headers.contains_key(*name) {
-            headers.remove(*name);
-        }
+    // Few responses carry any of these, so they are looked at once instead of being looked up each.
+    let hop_by_hop = |name: &&HeaderName| {
+        matches!(
+            name.as_str(),
+            "connection"
+                | "keep-alive"
+                | "proxy-connection"
+                | "proxy-authenticate"
+                | "proxy-authorization"
+                | "te"
+                | "transfer-encoding"
+                | "upgrade"
+        )
+    };
+    let gone: SmallVec<[HeaderName; 4]> = headers.keys().filter(hop_by_hop).cloned().collect();
+    for name in gone {
+        headers.remove(name);
     }
 }
 

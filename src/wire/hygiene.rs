@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use memchr::{memchr, memchr_iter};
+use memchr::memchr;
 
 /// What may be wrong with the bytes of a request before its meaning is looked at.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
@@ -210,19 +210,19 @@ impl Guard {
         match self.state {
             State::Raw => Ok(Piece::Pass(bytes.len())),
             State::Head => {
-                let Some(end) = head_end(bytes) else {
+                let Some(head) = check_head(bytes, &self.limits)? else {
                     self.judge_partial(bytes)?;
                     return Ok(Piece::Partial);
                 };
-                if end > self.limits.head_bytes {
+                if head.length > self.limits.head_bytes {
                     return Err(HeadError::HeadTooLarge);
                 }
-                self.state = match check_head(&bytes[..end], &self.limits)? {
+                self.state = match head.framing {
                     Framing::Length(0) => State::Head,
                     Framing::Length(length) => State::Length(length),
                     Framing::Chunked => State::Chunked(Chunk::Size(0, 0)),
                 };
-                Ok(Piece::Pass(end))
+                Ok(Piece::Pass(head.length))
             }
             State::Length(left) => {
                 let pass = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
@@ -236,11 +236,6 @@ impl Guard {
 
     /// What can be said about a head before its end has come: enough to refuse a wrong one soon.
     fn judge_partial(&self, bytes: &[u8]) -> Result<(), HeadError> {
-        for end in memchr_iter(b'\n', bytes) {
-            if end == 0 || bytes[end - 1] != b'\r' {
-                return Err(HeadError::LineEnd);
-            }
-        }
         let line_end = memchr(b'\n', bytes);
         if line_end.is_none() && bytes.len() > self.limits.target_bytes + 64 {
             return Err(HeadError::TargetTooLong);
@@ -300,20 +295,6 @@ impl Guard {
     }
 }
 
-/// The length of the head, its empty line included, if `bytes` hold all of it. Every line must end in
-/// CR LF for that; `check_head` sees to it.
-fn head_end(bytes: &[u8]) -> Option<usize> {
-    let mut line_start = 0;
-    for end in memchr_iter(b'\n', bytes) {
-        let line = &bytes[line_start..end];
-        if line.is_empty() || line == b"\r" {
-            return Some(end + 1);
-        }
-        line_start = end + 1;
-    }
-    None
-}
-
 /// The bytes that may stand in a token (RFC 9110 §5.6.2), as a table: every byte of every name is looked up.
 const TOKEN: [bool; 256] = {
     let mut table = [false; 256];
@@ -326,17 +307,27 @@ const TOKEN: [bool; 256] = {
     table
 };
 
-/// Checks a complete head and says how its body is framed.
+/// A head whose end has come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Head {
+    /// Its bytes, the empty line included.
+    pub length: usize,
+    /// How its body is framed.
+    pub framing: Framing,
+}
+
+/// Checks the head that `bytes` begin with; `None` if its end has not come. One pass over the lines.
 ///
 /// # Errors
 /// The first thing in it that two parsers could take differently.
-pub fn check_head(head: &[u8], limits: &HeadLimits) -> Result<Framing, HeadError> {
-    let mut lines = Lines(head);
-    let request_line = lines.next().ok_or(HeadError::RequestLine)??;
-    let (authority, minor) = check_request_line(request_line, limits)?;
+pub fn check_head(bytes: &[u8], limits: &HeadLimits) -> Result<Option<Head>, HeadError> {
+    let mut lines = Lines { bytes, next: 0 };
+    let Some(request_line) = lines.next() else { return Ok(None) };
+    let (authority, minor) = check_request_line(request_line?, limits)?;
     let (mut host, mut length, mut chunked) = (None, None, false);
     let mut count = 0;
-    for line in lines {
+    loop {
+        let Some(line) = lines.next() else { return Ok(None) };
         let line = line?;
         if line.is_empty() {
             break;
@@ -345,20 +336,7 @@ pub fn check_head(head: &[u8], limits: &HeadLimits) -> Result<Framing, HeadError
         if count > limits.headers {
             return Err(HeadError::TooManyHeaders);
         }
-        if matches!(line[0], b' ' | b'\t') {
-            return Err(HeadError::Fold);
-        }
-        let colon = memchr(b':', line).ok_or(HeadError::HeaderName)?;
-        let (name, value) = (&line[..colon], &line[colon + 1..]);
-        if matches!(name.last(), Some(b' ' | b'\t')) {
-            return Err(HeadError::Fold);
-        }
-        if name.is_empty() || !name.iter().all(|byte| TOKEN[usize::from(*byte)]) {
-            return Err(HeadError::HeaderName);
-        }
-        if value.iter().any(|byte| matches!(byte, 0..=8 | 10..=31 | 127)) {
-            return Err(HeadError::HeaderValue);
-        }
+        let (name, value) = check_header_line(line)?;
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
                 let value = value.trim_ascii();
@@ -391,25 +369,51 @@ pub fn check_head(head: &[u8], limits: &HeadLimits) -> Result<Framing, HeadError
         (None, Some(_)) => return Err(HeadError::AuthorityMismatch),
         _ => {}
     }
-    match (length, chunked) {
-        (Some(_), true) => Err(HeadError::BothLengths),
-        (None, true) => Ok(Framing::Chunked),
-        (length, false) => Ok(Framing::Length(length.unwrap_or(0))),
-    }
+    let framing = match (length, chunked) {
+        (Some(_), true) => return Err(HeadError::BothLengths),
+        (None, true) => Framing::Chunked,
+        (length, false) => Framing::Length(length.unwrap_or(0)),
+    };
+    Ok(Some(Head { length: lines.next, framing }))
 }
 
-/// The lines of a head, each without its CR LF.
-struct Lines<'a>(&'a [u8]);
+/// Name and value of a header line.
+fn check_header_line(line: &[u8]) -> Result<(&[u8], &[u8]), HeadError> {
+    if matches!(line[0], b' ' | b'\t') {
+        return Err(HeadError::Fold);
+    }
+    let colon = memchr(b':', line).ok_or(HeadError::HeaderName)?;
+    let (name, value) = (&line[..colon], &line[colon + 1..]);
+    // Without an early end these loops run many bytes at a time, which matters: a token is long.
+    let all_token = name.iter().fold(true, |all, byte| all & TOKEN[usize::from(*byte)]);
+    if name.is_empty() || !all_token {
+        let blank = matches!(name.last(), Some(b' ' | b'\t'));
+        return Err(if blank { HeadError::Fold } else { HeadError::HeaderName });
+    }
+    let any_control = value.iter().fold(false, |any, byte| any | ((*byte < 32) & (*byte != b'\t')) | (*byte == 127));
+    if any_control {
+        return Err(if value.contains(&b'\r') { HeadError::LineEnd } else { HeadError::HeaderValue });
+    }
+    Ok((name, value))
+}
+
+/// The complete lines of a head, each without its CR LF. A CR inside one is found by whoever reads it.
+struct Lines<'a> {
+    bytes: &'a [u8],
+    next: usize,
+}
 
 impl<'a> Iterator for Lines<'a> {
     type Item = Result<&'a [u8], HeadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let end = memchr(b'\n', self.0)?;
-        let (line, rest) = (&self.0[..end], &self.0[end + 1..]);
-        self.0 = rest;
-        let Some((b'\r', line)) = line.split_last() else { return Some(Err(HeadError::LineEnd)) };
-        Some(if memchr(b'\r', line).is_some() { Err(HeadError::LineEnd) } else { Ok(line) })
+        let rest = &self.bytes[self.next..];
+        let end = memchr(b'\n', rest)?;
+        self.next += end + 1;
+        Some(match rest[..end].split_last() {
+            Some((b'\r', line)) => Ok(line),
+            _ => Err(HeadError::LineEnd),
+        })
     }
 }
 
@@ -484,7 +488,8 @@ mod tests {
     const LIMITS: HeadLimits = HeadLimits { head_bytes: 1024, target_bytes: 100, headers: 5 };
 
     fn check(head: &str) -> Result<Framing, HeadError> {
-        check_head(head.as_bytes(), &LIMITS)
+        let head = check_head(head.as_bytes(), &LIMITS)?;
+        Ok(head.expect("the tests' heads have an end").framing)
     }
 
     #[test]
@@ -653,11 +658,11 @@ mod tests {
     proptest! {
         #[test]
         fn what_passes_here_is_framed_alike_by_the_parser_behind(head in "(GET|POST) /[a-z]{0,3} HTTP/1\\.[01]\r\n(Host: a\r\n|Content-Length: [0-9]{1,2}\r\n|Transfer-Encoding: chunked\r\n|x:[ -~]{0,4}\r\n|\r|\n| ){0,4}\r\n") {
-            if check(&head).is_ok() {
+            if let Ok(Some(Head { length, .. })) = check_head(head.as_bytes(), &LIMITS) {
                 let mut headers = [httparse::EMPTY_HEADER; 16];
                 let mut request = httparse::Request::new(&mut headers);
                 let parsed = request.parse(head.as_bytes());
-                prop_assert_eq!(parsed, Ok(httparse::Status::Complete(head_end(head.as_bytes()).unwrap())));
+                prop_assert_eq!(parsed, Ok(httparse::Status::Complete(length)));
             }
         }
     }
