@@ -462,7 +462,7 @@ impl Default for Tokens {
 }
 
 /// Where the signing keys are.
-#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(untagged, inline)]
 pub enum Keys {
     /// A folder of PKCS#8 files.
@@ -471,6 +471,16 @@ pub enum Keys {
     /// One secret.
     #[serde(rename = "$mapping")]
     Secret(KeySecret),
+}
+
+/// As in the file, without the names that tell the forms apart in reading.
+impl Serialize for Keys {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Keys::Folder(folder) => folder.serialize(serializer),
+            Keys::Secret(secret) => secret.serialize(serializer),
+        }
+    }
 }
 
 /// A secret to sign with.

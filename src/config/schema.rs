@@ -302,6 +302,7 @@ mod tests {
         assert_eq!(schema["properties"]["listen"]["default"], json!("0.0.0.0:8080"));
         assert_eq!(schema["properties"]["upstream"].get("default"), None);
         assert_eq!(schema["$defs"]["Limits"]["properties"]["header_bytes"]["default"], json!("32KiB"));
+        assert_eq!(schema["$defs"]["Tokens"]["properties"]["keys"]["default"], json!("keys"));
         assert_eq!(schema["required"], json!(["upstream", "roles"]));
     }
 

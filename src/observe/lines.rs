@@ -87,7 +87,7 @@ pub struct Access<'a> {
 /// One authentication event, for the audit log.
 #[derive(Debug)]
 pub struct Audit<'a> {
-    /// `login`, `login_failed`, `refused` or `reload`.
+    /// `login`, `login_failed`, `refused`, `reload` or `reload_refused`.
     pub event: &'static str,
     pub request_id: Option<&'a str>,
     pub client: Option<IpAddr>,
