@@ -245,7 +245,10 @@ impl Gateway {
         surroundings: &Surroundings,
         reason: &'static str,
     ) -> Result<(), LoadError> {
-        let (loader, given) = (self.loader.clone(), Surroundings { fetched: surroundings.fetched.clone(), ..surroundings_at_start() });
+        let (loader, given) = (
+            self.loader.clone(),
+            Surroundings { fetched: surroundings.fetched.clone(), ..surroundings_at_start() },
+        );
         let old = self.current();
         let loaded = tokio::task::spawn_blocking(move || {
             let (built, source) = loader.load(&given)?;

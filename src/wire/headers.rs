@@ -92,7 +92,8 @@ impl HeaderRules {
             (&METHOD_OVERRIDES[..], Kind::MethodOverride),
         ];
         let identity = identity.into_iter().map(|name| (fold(name.as_str()), Kind::Identity));
-        let known = kinds.into_iter().flat_map(|(names, kind)| names.iter().map(move |name| (fold(name), kind)));
+        let known =
+            kinds.into_iter().flat_map(|(names, kind)| names.iter().map(move |name| (fold(name), kind)));
         let mut by_length: Vec<Vec<(Box<[u8]>, Kind)>> = Vec::new();
         for (name, kind) in identity.chain(known) {
             if by_length.len() <= name.len() {

@@ -390,7 +390,8 @@ fn check_header_line(line: &[u8]) -> Result<(&[u8], &[u8]), HeadError> {
         let blank = matches!(name.last(), Some(b' ' | b'\t'));
         return Err(if blank { HeadError::Fold } else { HeadError::HeaderName });
     }
-    let any_control = value.iter().fold(false, |any, byte| any | ((*byte < 32) & (*byte != b'\t')) | (*byte == 127));
+    let any_control =
+        value.iter().fold(false, |any, byte| any | ((*byte < 32) & (*byte != b'\t')) | (*byte == 127));
     if any_control {
         return Err(if value.contains(&b'\r') { HeadError::LineEnd } else { HeadError::HeaderValue });
     }
