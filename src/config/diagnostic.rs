@@ -128,7 +128,9 @@ pub enum Problem {
     UnknownTemplateVariable { name: String, nearest: Option<String>, known: Vec<String> },
     /// Two identity headers that an upstream could not tell apart.
     SameHeader { name: String, other: String, first: Position },
-    /// Two trusted issuers of one name and audience.
+    /// A trusted issuer whose users could be taken for local ones.
+    NoIdPrefix { issuer: String },
+    /// Two trusted issuers of one name.
     SameIssuer { issuer: String, first: Position },
     /// The two form fields of a login are one.
     SameField { name: String },
@@ -367,11 +369,13 @@ impl fmt::Display for Problem {
                 "an upstream could take the header '{name}' for '{other}' {}; identity headers must differ",
                 of(*first)
             ),
-            Problem::SameIssuer { issuer, first } => write!(
+            Problem::SameIssuer { issuer, first } => {
+                write!(f, "tokens of the issuer '{}' are already those {}", tidy(issuer), of(*first))
+            }
+            Problem::NoIdPrefix { issuer } => write!(
                 f,
-                "tokens of the issuer '{}' with this audience are already those {}",
-                tidy(issuer),
-                of(*first)
+                "'{}' has no 'id_prefix': to the CMS its user '1' is the local user '1'",
+                tidy(issuer)
             ),
             Problem::SameField { name } => {
                 write!(f, "user name and password cannot both be in the field '{}'", tidy(name))

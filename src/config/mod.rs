@@ -412,12 +412,16 @@ log: { format: json, level: debug, access: false }
                 "3:59: only one of the keys 'jwks', 'secret' or 'public_key' may be given, not 'jwks' and 'secret'",
             ),
             (
-                "tokens: { trust: [{ issuer: a, audience: b, jwks: j.json, algorithms: [HS256] }] }",
-                "3:72: HS256 cannot be verified with a public key",
+                "tokens: { trust: [{ issuer: a, id_prefix: a-, audience: b, jwks: j.json, algorithms: [HS256] }] }",
+                "3:87: HS256 cannot be verified with a public key",
             ),
             (
-                "tokens: { trust: [{ issuer: portcullis, audience: portcullis, jwks: j.json }] }",
-                "3:29: tokens of the issuer 'portcullis' with this audience are already those of a default",
+                "tokens: { trust: [{ issuer: portcullis, id_prefix: a-, audience: other, jwks: j.json }] }",
+                "3:29: tokens of the issuer 'portcullis' are already those of a default",
+            ),
+            (
+                "tokens: { trust: [{ issuer: a, audience: b, jwks: j.json }] }",
+                "3:29: warning: 'a' has no 'id_prefix': to the CMS its user '1' is the local user '1'",
             ),
             (
                 "login: { username_field: password }",

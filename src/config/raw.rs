@@ -799,12 +799,17 @@ impl Tokens {
             _ => {}
         }
         for (index, trust) in self.trust.iter().enumerate() {
-            let same = |other: &&Trust| other.issuer == trust.issuer && other.audience == trust.audience;
-            let own = self.issuer == trust.issuer && self.audience == trust.audience;
+            // A token's `iss` alone says whose it is.
+            let same = |other: &&Trust| other.issuer == trust.issuer;
+            let own = self.issuer == trust.issuer;
             let first = self.trust[..index].iter().find(same).map(|first| first.issuer.at);
             if let Some(first) = first.or_else(|| own.then_some(self.issuer.at)) {
                 let issuer = trust.issuer.as_str().to_owned();
                 found.push(Diagnostic::error(trust.issuer.at, Problem::SameIssuer { issuer, first }));
+            }
+            if trust.id_prefix.is_none() {
+                let issuer = trust.issuer.as_str().to_owned();
+                found.push(Diagnostic::warning(trust.issuer.at, Problem::NoIdPrefix { issuer }));
             }
             let source = if trust.secret.is_some() { "a secret" } else { "a public key" };
             for algorithm in trust.algorithms.iter().flatten() {

@@ -198,7 +198,8 @@ impl Worker {
             // A browser sends none with it; what somebody else sends is nobody's.
             parts.headers.remove(AUTHORIZATION);
         }
-        let known = if preflight { None } else { self.authenticate(active, &mut parts, needed)? };
+        let known = if preflight { Ok(None) } else { self.authenticate(active, &mut parts, needed) };
+        let known = known.inspect_err(|_| active.count(record.rule, &Err(Denied::Anonymous)))?;
         record.known.clone_from(&known);
         let caller = match &known {
             Some(known) => Caller::Authenticated(known.claims.role.as_deref()),
