@@ -632,7 +632,8 @@ fn assemble(
     }
 }
 
-fn sha256(bytes: &[u8]) -> String {
+/// As hexadecimal digits.
+pub(super) fn sha256(bytes: &[u8]) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

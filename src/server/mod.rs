@@ -492,8 +492,9 @@ async fn serve(
 /// Reloads whenever the files change or SIGHUP asks for it.
 fn follow_changes(gateway: &Arc<Gateway>) -> Result<(), String> {
     let (sender, mut changes) = mpsc::unbounded_channel();
-    let files = gateway.current().snapshot.watched.clone();
-    let watch = crate::config::reload::watch(gateway.config_path().to_path_buf(), files, move || {
+    let snapshot = Arc::clone(&gateway.current().snapshot);
+    let (config, files) = (gateway.config_path().to_path_buf(), snapshot.watched.clone());
+    let watch = crate::config::reload::watch(config, snapshot.hash.clone(), files, move || {
         let _ = sender.send(());
     })
     .map_err(|error| format!("cannot watch the configuration: {error}"))?;
