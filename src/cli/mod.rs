@@ -17,7 +17,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::Source;
 use crate::config::reload::{LoadError, Loader};
-use crate::config::snapshot::{Built, Snapshot, Surroundings};
+use crate::config::snapshot::{Built, MissingKey, Snapshot, Surroundings};
 use crate::store::StoreError;
 use crate::store::sqlite::SqliteUsers;
 
@@ -109,7 +109,10 @@ fn run(arguments: Arguments) -> Result<ExitCode, CliError> {
     match arguments.command.unwrap_or(Command::Serve) {
         Command::Serve => {
             // Checked here so that what is wrong is shown with its lines, and told apart by the exit code.
-            load(&loader, &Surroundings { create_keys: true, now: now(), ..Surroundings::default() })?;
+            load(
+                &loader,
+                &Surroundings { missing_key: MissingKey::Make, now: now(), ..Surroundings::default() },
+            )?;
             drop(out);
             crate::server::run(loader, |_| {}).map_err(CliError::failed)?;
         }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{CliError, in_runtime, load, now, open_users, printed};
 use crate::config::reload::Loader;
-use crate::config::snapshot::{Snapshot, Surroundings};
+use crate::config::snapshot::{MissingKey, Snapshot, Surroundings};
 use crate::login::subject_of;
 use crate::store::Users;
 use crate::token::{TokenError, decode_without_verifying};
@@ -47,7 +47,8 @@ pub enum TokenCommand {
 pub fn run(command: TokenCommand, loader: &Loader, out: &mut dyn Write) -> Result<(), CliError> {
     match command {
         TokenCommand::Issue { username, ttl } => {
-            let surroundings = Surroundings { create_keys: true, now: now(), ..Surroundings::default() };
+            let surroundings =
+                Surroundings { missing_key: MissingKey::Make, now: now(), ..Surroundings::default() };
             let (snapshot, _) = load(loader, &surroundings)?;
             let token = in_runtime(issue(&snapshot, &username, ttl.as_deref()))??;
             printed(writeln!(out, "{token}"))

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::config::raw;
 use crate::config::reload::{LoadError, Loader, Watch};
-use crate::config::snapshot::{Built, Snapshot, Surroundings};
+use crate::config::snapshot::{Built, MissingKey, Snapshot, Surroundings};
 use crate::config::{Diagnostics, Source};
 use crate::login::Login;
 use crate::observe::lines::{Audit, LineSink};
@@ -395,7 +395,8 @@ pub fn random_hex(bytes: usize) -> String {
 /// # Errors
 /// One sentence: what kept it from starting.
 pub fn run(loader: Loader, ready: impl FnOnce(&[std::net::SocketAddr])) -> Result<(), String> {
-    let surroundings = Surroundings { create_keys: true, now: unix_now(), ..Surroundings::default() };
+    let surroundings =
+        Surroundings { missing_key: MissingKey::Make, now: unix_now(), ..Surroundings::default() };
     let (Built { snapshot, warnings }, source) =
         loader.load(&surroundings).map_err(|error| error.to_string())?;
     let log_format = format_of(snapshot.log.format);
@@ -424,7 +425,10 @@ pub fn run(loader: Loader, ready: impl FnOnce(&[std::net::SocketAddr])) -> Resul
             connections: AtomicUsize::new(0),
             warned_of_proxy: AtomicBool::new(false),
             loader,
-            surroundings: tokio::sync::Mutex::new(Surroundings { create_keys: false, ..surroundings }),
+            surroundings: tokio::sync::Mutex::new(Surroundings {
+                missing_key: MissingKey::Refuse,
+                ..surroundings
+            }),
             last_load: Mutex::new(LastLoad { at: unix_now(), error: None }),
             watch: OnceLock::new(),
             keys_wanted: Notify::new(),
