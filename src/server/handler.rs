@@ -185,7 +185,7 @@ impl Worker {
                 requirement
             }
         };
-        let preflight = snapshot.forward_preflights && is_preflight(&parts);
+        let preflight = snapshot.forward_preflights && judgement.plain_preflight && is_preflight(&parts);
         if preflight {
             needed = Requirement::Public;
         }
