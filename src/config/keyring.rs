@@ -50,6 +50,12 @@ pub fn signing(keys: &[SigningKey], algorithm: Algorithm) -> Option<&SigningKey>
     keys.iter().rev().find(|key| key.algorithm() == algorithm)
 }
 
+/// That no key in `folder` is for `algorithm`, where one is needed at once.
+pub fn missing(folder: &Path, algorithm: Algorithm) -> KeyringError {
+    let (name, shown) = (algorithm.name(), folder.display());
+    KeyringError(format!("no key in '{shown}' is for {name}: put one there, or restart and one will be made"))
+}
+
 /// Makes a key in `folder`, and the folder if need be, and returns it. Its name is `kid`; the file is
 /// there whole or not at all, and only its owner can read it.
 ///

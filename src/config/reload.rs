@@ -5,16 +5,15 @@
 //! Kubernetes swaps a link (`..data`); a slow poll catches what no notification tells. Not here: the swap
 //! itself, which is the server's.
 
-use std::collections::BTreeSet;
-use std::hash::{BuildHasher, Hasher};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use notify::{RecursiveMode, Watcher};
 
-use super::snapshot::{Built, Surroundings, build};
+use super::snapshot::{Built, Surroundings, build, sha256};
 use super::{Diagnostics, Source, read};
 
 /// The largest configuration file, in bytes.
@@ -22,6 +21,9 @@ const MAX_FILE: u64 = 64 * 1024 * 1024;
 
 /// How long a change may go on before it is looked at: an editor writes more than once.
 const SETTLE: Duration = Duration::from_millis(30);
+
+/// How long it is waited for at most.
+const LONGEST_SETTLE: Duration = Duration::from_millis(300);
 
 /// How often the files are looked at without being told to.
 const POLL: Duration = Duration::from_secs(5);
@@ -143,12 +145,18 @@ impl Watch {
     }
 }
 
-/// Calls `changed` whenever the content of `config`, or of the files followed, is another than before.
+/// Calls `changed` whenever the content of `config`, or of the files followed, is another than before:
+/// for `config` than that with the SHA-256 `loaded`, so that a change between loading and watching counts.
 /// `changed` runs on the watching thread and should only pass the news on.
 ///
 /// # Errors
 /// The system gives no thread. Without notifications the slow poll remains.
-pub fn watch(config: PathBuf, files: Vec<PathBuf>, changed: impl Fn() + Send + 'static) -> io::Result<Watch> {
+pub fn watch(
+    config: PathBuf,
+    loaded: String,
+    files: Vec<PathBuf>,
+    changed: impl Fn() + Send + 'static,
+) -> io::Result<Watch> {
     let (sender, messages) = channel();
     let events = sender.clone();
     thread::Builder::new().name("config-watch".to_owned()).spawn(move || {
@@ -166,27 +174,42 @@ pub fn watch(config: PathBuf, files: Vec<PathBuf>, changed: impl Fn() + Send + '
         let mut folders = BTreeSet::new();
         let mut all = with_config(&config, files);
         follow_folders(watcher.as_mut(), &mut folders, &all);
-        let hasher = foldhash::fast::RandomState::default();
-        let mut known = fingerprint(&hasher, &all);
+        let mut known = fingerprints(&all);
+        known.insert(config.clone(), loaded);
+        let mut wait = Duration::ZERO;
         loop {
-            match messages.recv_timeout(POLL) {
-                Ok(Message::Files(files)) => {
-                    let next = with_config(&config, files);
-                    if next != all {
-                        all = next;
-                        follow_folders(watcher.as_mut(), &mut folders, &all);
-                        known = fingerprint(&hasher, &all);
-                    }
-                    continue;
-                }
+            let mut followed = None;
+            match messages.recv_timeout(wait) {
+                Ok(Message::Files(files)) => followed = Some(files),
                 Ok(Message::Event) => {
-                    // Let the writer finish; what piles up meanwhile is one change.
-                    while let Ok(Message::Event) = messages.recv_timeout(SETTLE) {}
+                    // Let the writer finish; what piles up meanwhile is one change. A folder that never
+                    // rests is looked at all the same.
+                    let latest = Instant::now() + LONGEST_SETTLE;
+                    loop {
+                        match messages.recv_timeout(SETTLE) {
+                            Ok(Message::Files(files)) => followed = Some(files),
+                            Ok(Message::Event) if Instant::now() < latest => {}
+                            _ => break,
+                        }
+                    }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            let now = fingerprint(&hasher, &all);
+            if let Some(files) = followed {
+                all = with_config(&config, files);
+                follow_folders(watcher.as_mut(), &mut folders, &all);
+                // What was followed already may have changed since it was looked at.
+                let mut next = fingerprints(&all);
+                for (file, fingerprint) in &mut next {
+                    if let Some(known) = known.remove(file) {
+                        *fingerprint = known;
+                    }
+                }
+                known = next;
+            }
+            wait = POLL;
+            let now = fingerprints(&all);
             if now != known {
                 known = now;
                 changed();
@@ -220,34 +243,21 @@ fn follow_folders(
     }
 }
 
-/// One number for the content of all files; a folder counts with the files in it.
-fn fingerprint(hasher: &impl BuildHasher, files: &[PathBuf]) -> u64 {
-    let mut state = hasher.build_hasher();
-    for file in files {
-        state.write(file.as_os_str().as_encoded_bytes());
-        if let Ok(entries) = fs::read_dir(file) {
-            let mut inside: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
-            inside.retain(|path| path.extension().is_some_and(|extension| extension == "pem"));
-            inside.sort();
-            for path in inside {
-                state.write(path.as_os_str().as_encoded_bytes());
-                write_content(&mut state, &path);
-            }
-        } else {
-            write_content(&mut state, file);
-        }
-    }
-    state.finish()
+/// The SHA-256 of what each file holds; a folder counts with the keys in it.
+fn fingerprints(files: &[PathBuf]) -> BTreeMap<PathBuf, String> {
+    files.iter().map(|file| (file.clone(), fingerprint(file))).collect()
 }
 
-fn write_content(state: &mut impl Hasher, file: &Path) {
-    match fs::read(file) {
-        Ok(content) => {
-            state.write_u64(content.len() as u64 + 1);
-            state.write(&content);
-        }
-        Err(_) => state.write_u64(0),
-    }
+fn fingerprint(file: &Path) -> String {
+    let Ok(entries) = fs::read_dir(file) else {
+        return fs::read(file).map_or_else(|_| "nothing".to_owned(), |content| sha256(&content));
+    };
+    let mut inside: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
+    inside.retain(|path| path.extension().is_some_and(|extension| extension == "pem"));
+    inside.sort();
+    let all: Vec<String> =
+        inside.iter().map(|path| format!("{}\0{}\n", path.display(), fingerprint(path))).collect();
+    sha256(all.concat().as_bytes())
 }
 
 #[cfg(test)]
@@ -257,7 +267,8 @@ mod tests {
 
     fn watched(config: &Path, files: Vec<PathBuf>) -> (Watch, Receiver<()>) {
         let (sender, changes) = channel();
-        let watch = watch(config.to_path_buf(), files, move || {
+        let loaded = sha256(&fs::read(config).unwrap());
+        let watch = watch(config.to_path_buf(), loaded, files, move || {
             let _ = sender.send(());
         })
         .unwrap();
@@ -299,6 +310,19 @@ mod tests {
     }
 
     #[test]
+    fn a_change_between_loading_and_watching_is_a_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("gateway.yaml");
+        fs::write(&config, "changed meanwhile").unwrap();
+        let (sender, changes) = channel();
+        let _watch = watch(config, sha256(b"as loaded"), vec![], move || {
+            let _ = sender.send(());
+        })
+        .unwrap();
+        changes.recv_timeout(SOON).expect("the file is not what was loaded");
+    }
+
+    #[test]
     fn a_key_that_appears_in_a_followed_folder_is_a_change() {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("gateway.yaml");
@@ -308,6 +332,25 @@ mod tests {
         let (_watch, changes) = watched(&config, vec![keys.clone()]);
         fs::write(keys.join("b.pem"), "key").unwrap();
         changes.recv_timeout(SOON).expect("a new key is seen");
+    }
+
+    #[test]
+    fn a_change_in_a_folder_that_never_rests_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("gateway.yaml");
+        fs::write(&config, "a").unwrap();
+        let (_watch, changes) = watched(&config, vec![]);
+        let busy = folder.path().join("busy");
+        let (stop, stopped) = channel::<()>();
+        let writer = thread::spawn(move || {
+            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(Duration::from_millis(5)) {
+                fs::write(&busy, "x").unwrap();
+            }
+        });
+        fs::write(&config, "b").unwrap();
+        changes.recv_timeout(SOON).expect("the change is seen while the folder is busy");
+        drop(stop);
+        writer.join().unwrap();
     }
 
     #[test]

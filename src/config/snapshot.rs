@@ -213,10 +213,23 @@ pub struct RemoteKeys {
 pub struct Surroundings {
     /// The last good answer of each JWKS URL.
     pub fetched: HashMap<String, String>,
-    /// Whether a key may be made where none is: to serve, not to check.
-    pub create_keys: bool,
+    /// What happens where no key signs.
+    pub missing_key: MissingKey,
     /// Unix seconds; a new key is named by it.
     pub now: u64,
+}
+
+/// What happens where no key in the folder is for the configured algorithm.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum MissingKey {
+    /// It will be made at the first start: for a check.
+    #[default]
+    Later,
+    /// It is made: at start.
+    Make,
+    /// The configuration is refused: a running gateway keeps the keys it has, or a folder that is empty
+    /// for a moment would end every session.
+    Refuse,
 }
 
 /// A snapshot and what somebody should look at.
@@ -439,10 +452,16 @@ impl Builder<'_> {
                 let at = if name.at.known().is_some() { name.at } else { self.raw.state.at };
                 let keys = keyring::read(&folder, algorithm).and_then(|mut all| {
                     let mut signing = keyring::signing(&all, algorithm).cloned();
-                    if signing.is_none() && surroundings.create_keys {
-                        let key = keyring::create(&folder, &kid_for(surroundings.now), algorithm)?;
-                        signing = Some(key.clone());
-                        all.push(key);
+                    match surroundings.missing_key {
+                        MissingKey::Make if signing.is_none() => {
+                            let key = keyring::create(&folder, &kid_for(surroundings.now), algorithm)?;
+                            signing = Some(key.clone());
+                            all.push(key);
+                        }
+                        MissingKey::Refuse if signing.is_none() => {
+                            return Err(keyring::missing(&folder, algorithm));
+                        }
+                        _ => {}
                     }
                     Ok(OwnKeys { all, signing })
                 });
@@ -632,7 +651,8 @@ fn assemble(
     }
 }
 
-fn sha256(bytes: &[u8]) -> String {
+/// As hexadecimal digits.
+pub(super) fn sha256(bytes: &[u8]) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -71,6 +71,9 @@ pub struct Judgement {
     pub on_trial: Option<(Requirement, RuleId)>,
     /// Whether removing the headers that name a method changes what the request must bring.
     pub override_matters: bool,
+    /// Whether a CORS preflight for it can mean nothing else: nothing names another method, and no
+    /// reading is one of the gateway's own paths.
+    pub plain_preflight: bool,
 }
 
 /// Where a request goes.
@@ -206,7 +209,9 @@ impl Policy {
     /// What `target` must bring: the strictest requirement among all its readings.
     pub fn judge(&self, target: &Target<'_>) -> Judgement {
         let mut strictest: Option<(Requirement, Because)> = None;
+        let mut own = false;
         self.each_reading(&self.enforced, target, target.methods(), |_, _, _, requirement, because| {
+            own |= matches!(because, Because::Own(_));
             if strictest.is_none_or(|(known, _)| requirement > known) {
                 strictest = Some((requirement, because));
             }
@@ -221,9 +226,10 @@ impl Policy {
             }
         };
         let on_trial = self.on_trial.as_ref().and_then(|rules| self.trial(rules, target, requirement));
-        let override_matters = target.methods().nth(1).is_some()
-            && requirement != self.strictest(&self.enforced, target, target.without_overrides());
-        Judgement { route, on_trial, override_matters }
+        let overridden = target.methods().nth(1).is_some();
+        let override_matters =
+            overridden && requirement != self.strictest(&self.enforced, target, target.without_overrides());
+        Judgement { route, on_trial, override_matters, plain_preflight: !overridden && !own }
     }
 
     /// Holds what is `needed` against who asks.

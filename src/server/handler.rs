@@ -192,7 +192,7 @@ impl Worker {
                 requirement
             }
         };
-        let preflight = snapshot.forward_preflights && is_preflight(&parts);
+        let preflight = snapshot.forward_preflights && judgement.plain_preflight && is_preflight(&parts);
         if preflight {
             needed = Requirement::Public;
             // A browser sends none with it; what somebody else sends is nobody's.

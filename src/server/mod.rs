@@ -21,7 +21,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::config::raw;
 use crate::config::reload::{LoadError, Loader, Watch};
-use crate::config::snapshot::{Built, Snapshot, Surroundings};
+use crate::config::snapshot::{Built, MissingKey, Snapshot, Surroundings};
 use crate::config::{Diagnostics, Source};
 use crate::login::Login;
 use crate::observe::lines::{Audit, LineSink};
@@ -245,10 +245,13 @@ impl Gateway {
         surroundings: &Surroundings,
         reason: &'static str,
     ) -> Result<(), LoadError> {
-        let (loader, given) = (
-            self.loader.clone(),
-            Surroundings { fetched: surroundings.fetched.clone(), ..surroundings_at_start() },
-        );
+        // A key that has gone is a mistake while the gateway runs, and no reason to make another.
+        let given = Surroundings {
+            fetched: surroundings.fetched.clone(),
+            missing_key: MissingKey::Refuse,
+            now: unix_now(),
+        };
+        let loader = self.loader.clone();
         let old = self.current();
         let loaded = tokio::task::spawn_blocking(move || {
             let (built, source) = loader.load(&given)?;
@@ -401,9 +404,9 @@ pub fn random_hex(bytes: usize) -> String {
     random.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What a configuration is loaded with to be served: a signing key is made where there is none.
+/// What a configuration is loaded with at start: a signing key is made where there is none.
 pub fn surroundings_at_start() -> Surroundings {
-    Surroundings { create_keys: true, now: unix_now(), ..Surroundings::default() }
+    Surroundings { missing_key: MissingKey::Make, now: unix_now(), ..Surroundings::default() }
 }
 
 /// Serves what `loader` has just loaded until told to stop. `ready` is told the addresses once requests
@@ -510,8 +513,9 @@ async fn serve(
 /// Reloads whenever the files change or SIGHUP asks for it.
 fn follow_changes(gateway: &Arc<Gateway>) -> Result<(), String> {
     let (sender, mut changes) = mpsc::unbounded_channel();
-    let files = gateway.current().snapshot.watched.clone();
-    let watch = crate::config::reload::watch(gateway.config_path().to_path_buf(), files, move || {
+    let snapshot = Arc::clone(&gateway.current().snapshot);
+    let (config, files) = (gateway.config_path().to_path_buf(), snapshot.watched.clone());
+    let watch = crate::config::reload::watch(config, snapshot.hash.clone(), files, move || {
         let _ = sender.send(());
     })
     .map_err(|error| format!("cannot watch the configuration: {error}"))?;
