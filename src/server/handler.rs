@@ -111,7 +111,6 @@ impl Worker {
         connection: Rc<Connection>,
         request: Request<Incoming>,
     ) -> Result<Response<AnswerBody>, Infallible> {
-        connection.flags.begin();
         let _watch = PanicWatch(&self);
         let active = self.active(); // the same one from the first byte to the last
         let (parts, body) = request.into_parts();
