@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{
-    ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN,
+    ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN,
 };
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
@@ -153,7 +153,12 @@ impl Worker {
                 self.log_refusal(&ending.record, &active, &refusal);
                 ending.record.decision = refusal.code();
                 let id = ending.record.request_id.to_str().unwrap_or_default();
-                finish_own(refusal.response(&active.snapshot.errors, id), &ending)
+                let mut response = refusal.response(&active.snapshot.errors, id);
+                if matches!(refusal, Refusal::Head(_) | Refusal::BodyTooLarge) {
+                    // Nothing behind such a body is read any more.
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                finish_own(response, &ending)
             }
         })
     }
