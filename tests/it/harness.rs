@@ -479,6 +479,11 @@ impl Upstream {
         self.seen.lock().unwrap().last().cloned().expect("the upstream was asked nothing")
     }
 
+    /// Forgets everything.
+    pub fn forget(&self) {
+        self.seen.lock().unwrap().clear();
+    }
+
     /// How many requests came.
     pub fn count(&self) -> usize {
         self.seen.lock().unwrap().len()

@@ -2,4 +2,9 @@
 
 mod forwarding;
 mod harness;
+mod hygiene;
+mod identity;
+mod robustness;
+mod shutdown;
 mod smoke;
+mod websocket;
