@@ -3,7 +3,9 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::{CONNECTION, HeaderName, HeaderValue, TE, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -13,6 +15,7 @@ use super::upstream::{Lease, Upstream};
 use crate::policy::Permit;
 use crate::timer::LazyTimer;
 use crate::wire::answer::Refusal;
+use crate::wire::hygiene::HeadError;
 
 /// The upstream's answer and the connection that its body comes from.
 pub struct Forwarded {
@@ -47,6 +50,16 @@ pub async fn forward(
     retried: impl FnOnce(),
 ) -> Result<Forwarded, Refusal> {
     let mut request = in_origin_form(request);
+    if !request.headers().contains_key(HOST) {
+        // HTTP/1.0 may go without, HTTP/1.1 may not (RFC 9112 §3.2).
+        request.headers_mut().insert(HOST, upstream.host().clone());
+    }
+    if matches!(request.body(), RequestBody::Streaming { .. })
+        && !request.headers().contains_key(CONTENT_LENGTH)
+    {
+        // hyper would take a GET or HEAD for one without a body.
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     if websocket {
         request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
         request.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
@@ -71,6 +84,8 @@ pub async fn forward(
     };
     let Some(request) = again else { return Err(Refusal::UpstreamReset) };
     retried();
+    // Gone for good, and its slot may be the last one.
+    drop(lease);
     let mut lease = upstream.lease(true).await?;
     match send(&mut lease, request, progress.as_deref(), response_timeout, timer).await {
         Ok(response) => Ok(Forwarded { response, lease }),
@@ -107,8 +122,11 @@ async fn send(
 fn classify(error: &hyper::Error) -> Refusal {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
-        if let Some(BodyError::TooLarge) = cause.downcast_ref::<BodyError>() {
-            return Refusal::BodyTooLarge;
+        match cause.downcast_ref::<BodyError>() {
+            Some(BodyError::TooLarge) => return Refusal::BodyTooLarge,
+            // Its trailers, for instance; a client that has gone does not hear it.
+            Some(BodyError::Broken(_)) => return Refusal::Head(HeadError::Chunk),
+            None => {}
         }
         source = cause.source();
     }

@@ -4,10 +4,12 @@
 //! connection goes back on the stack only when hyper says that it is ready for another request: one with
 //! unread bytes, or a request half sent, never is.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use http::HeaderValue;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -20,21 +22,45 @@ use crate::wire::answer::Refusal;
 
 /// What all threads share of an upstream: the number of connections that may still be opened.
 #[derive(Debug)]
-pub struct Slots(Arc<Semaphore>);
+pub struct Slots {
+    free: Arc<Semaphore>,
+    /// Requests of all threads that wait for one.
+    waiting: AtomicUsize,
+}
 
 impl Slots {
     /// At most `max_connections` at a time.
     pub fn new(max_connections: usize) -> Self {
-        Self(Arc::new(Semaphore::new(max_connections)))
+        Self { free: Arc::new(Semaphore::new(max_connections)), waiting: AtomicUsize::new(0) }
+    }
+}
+
+/// Counts a request that waits for a connection, on its thread and in all.
+struct Waiting<'a>(&'a Upstream);
+
+impl<'a> Waiting<'a> {
+    fn begin(upstream: &'a Upstream) -> Self {
+        upstream.waiting_here.set(upstream.waiting_here.get() + 1);
+        upstream.slots.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(upstream)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting_here.set(self.0.waiting_here.get() - 1);
+        self.0.slots.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// One thread's connections to one upstream.
 pub struct Upstream {
     settings: UpstreamSettings,
-    slots: Arc<Semaphore>,
+    host: HeaderValue,
+    slots: Arc<Slots>,
     idle: RefCell<Vec<Idle>>,
     returned: Notify,
+    waiting_here: Cell<usize>,
 }
 
 struct Idle {
@@ -57,13 +83,20 @@ pub struct Lease {
 
 impl Upstream {
     /// No connection yet.
-    pub fn new(settings: UpstreamSettings, slots: &Slots) -> Rc<Self> {
+    pub fn new(settings: UpstreamSettings, slots: &Arc<Slots>) -> Rc<Self> {
         Rc::new(Self {
+            host: HeaderValue::try_from(&settings.address).expect("host and port are visible ASCII"),
             settings,
-            slots: Arc::clone(&slots.0),
+            slots: Arc::clone(slots),
             idle: RefCell::new(Vec::new()),
             returned: Notify::new(),
+            waiting_here: Cell::new(0),
         })
+    }
+
+    /// Its own name: the Host of a request that brings none.
+    pub fn host(&self) -> &HeaderValue {
+        &self.host
     }
 
     /// A connection: an idle one if `fresh` does not forbid it, else a new one, else the first that
@@ -76,12 +109,13 @@ impl Upstream {
             return Ok(lease);
         }
         let deadline = Instant::now() + self.settings.connect_timeout;
+        let waiting = Waiting::begin(self);
         let slot = loop {
-            if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+            if let Ok(slot) = Arc::clone(&self.slots.free).try_acquire_owned() {
                 break slot;
             }
             let waited = tokio::select! {
-                slot = Arc::clone(&self.slots).acquire_owned() => break slot.map_err(|_| Refusal::UpstreamBusy)?,
+                slot = Arc::clone(&self.slots.free).acquire_owned() => break slot.map_err(|_| Refusal::UpstreamBusy)?,
                 () = self.returned.notified() => true,
                 () = tokio::time::sleep_until(deadline) => false,
             };
@@ -92,6 +126,7 @@ impl Upstream {
                 return Ok(lease);
             }
         };
+        drop(waiting);
         let http = timeout(self.settings.connect_timeout, self.connect())
             .await
             .map_err(|_| Refusal::UpstreamUnreachable)?
@@ -123,9 +158,12 @@ impl Upstream {
         Ok(sender)
     }
 
-    /// Closes the connections that have been idle for too long.
+    /// Closes the connections that have been idle for too long, or all if another thread waits for one.
     pub fn close_stale(&self) {
         let mut idle = self.idle.borrow_mut();
+        if self.is_wanted_elsewhere() {
+            idle.clear();
+        }
         idle.retain(|idle| {
             !idle.sender.http.is_closed() && idle.since.elapsed() < self.settings.idle_timeout
         });
@@ -139,7 +177,15 @@ impl Upstream {
         self.settings == *settings
     }
 
+    /// Whether a slot is of more use to another thread than an idle connection is to this one.
+    fn is_wanted_elsewhere(&self) -> bool {
+        self.waiting_here.get() == 0 && self.slots.waiting.load(Ordering::Relaxed) > 0
+    }
+
     fn put_back(&self, sender: Sender) {
+        if self.is_wanted_elsewhere() {
+            return;
+        }
         self.idle.borrow_mut().push(Idle { sender, since: Instant::now() });
         self.returned.notify_one();
     }

@@ -38,11 +38,13 @@ pub struct Flags {
     in_flight: AtomicBool,
     upgraded: AtomicBool,
     verdict: Mutex<Option<HeadError>>,
+    /// The verdict is on a head: there is no request that a handler could answer.
+    unread: AtomicBool,
     waiting: Mutex<Option<Waker>>,
 }
 
 impl Flags {
-    /// From the handler's first look at a request to the last byte of its response.
+    /// From the last byte of a head to the last byte of its response.
     pub fn begin(&self) {
         self.in_flight.store(true, Ordering::Relaxed);
     }
@@ -65,7 +67,13 @@ impl Flags {
         *self.verdict.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn refuse(&self, why: HeadError) -> io::Error {
+    /// What was wrong with a head, which no handler gets to see.
+    fn unread(&self) -> Option<HeadError> {
+        self.verdict().filter(|_| self.unread.load(Ordering::Relaxed))
+    }
+
+    fn refuse(&self, why: HeadError, unread: bool) -> io::Error {
+        self.unread.store(unread, Ordering::Relaxed);
         *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
         io::Error::new(io::ErrorKind::InvalidData, why)
     }
@@ -139,7 +147,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr) {
     let io = TokioIo::new(Guarded::new(stream, flags, limits));
     let mut serving = http.serve_connection(io, service).with_upgrades();
     let mut told = false;
-    let outcome = poll_fn(|cx| {
+    // To hyper a refused head looks as if the client had closed: what was answered before goes out first.
+    let _ = poll_fn(|cx| {
         if !told && connection.closing.get() {
             told = true;
             Pin::new(&mut serving).graceful_shutdown();
@@ -150,16 +159,15 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr) {
     })
     .await;
     worker.forget(id);
-    if outcome.is_err()
+    if let Some(why) = connection.flags.unread()
         && let Some(parts) = serving.into_parts()
     {
-        refuse(&worker, &connection, parts.io.into_inner()).await;
+        refuse(&worker, &connection, parts.io.into_inner(), why).await;
     }
 }
 
 /// Says why reading stopped, where hyper had no request to answer.
-async fn refuse(worker: &Worker, connection: &Connection, mut io: Guarded) {
-    let Some(why) = connection.flags.verdict().filter(|_| !connection.flags.is_in_flight()) else { return };
+async fn refuse(worker: &Worker, connection: &Connection, mut io: Guarded, why: HeadError) {
     let bytes = worker.refuse_unread(connection, &Refusal::Head(why));
     let farewell = async {
         io.stream.write_all(&bytes).await?;
@@ -190,6 +198,8 @@ struct Guarded {
     /// When the client stopped taking what it is sent.
     stalled: Option<Instant>,
     writing: LazyTimer,
+    /// When our side of the connection was closed.
+    closed: Option<Instant>,
 }
 
 /// What a read waits for.
@@ -219,6 +229,30 @@ impl Guarded {
             reading: LazyTimer::default(),
             stalled: None,
             writing: LazyTimer::default(),
+            closed: None,
+        }
+    }
+
+    fn refuse(&self, why: HeadError) -> io::Error {
+        self.flags.refuse(why, self.guard.between_messages())
+    }
+
+    /// How many of `bytes` hyper may have; `None` if the head is not complete yet.
+    fn clear(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        let is_head = self.guard.between_messages();
+        match self.guard.next(bytes) {
+            Ok(Piece::Pass(length)) => {
+                if is_head {
+                    // From here on, not from when hyper gets round to the handler: until the answer is
+                    // complete the next message is not even looked at.
+                    self.flags.begin();
+                    // The next head has all of its time, even if part of it has come already.
+                    self.phase = Phase::Answering;
+                }
+                Ok(Some(length))
+            }
+            Ok(Piece::Partial) => Ok(None),
+            Err(why) => Err(self.refuse(why)),
         }
     }
 
@@ -238,10 +272,13 @@ impl Guarded {
             if self.must_wait() {
                 return Some(self.wait_for_answer(cx));
             }
-            match self.guard.next(&self.held) {
-                Ok(Piece::Pass(length)) => self.cleared = length,
-                Ok(Piece::Partial) => return None,
-                Err(why) => return Some(Poll::Ready(Err(self.flags.refuse(why)))),
+            let held = std::mem::take(&mut self.held);
+            let cleared = self.clear(&held);
+            self.held = held;
+            match cleared {
+                Ok(Some(length)) => self.cleared = length,
+                Ok(None) => return None,
+                Err(error) => return Some(Poll::Ready(Err(error))),
             }
         }
         if self.cleared == 0 {
@@ -279,8 +316,8 @@ impl Guarded {
         match phase {
             // To hyper an idle connection that is given up looks as if the client had closed it.
             Phase::Idle | Phase::Answering => Poll::Ready(Ok(())),
-            Phase::Head => Poll::Ready(Err(self.flags.refuse(HeadError::HeadTooSlow))),
-            Phase::Body => Poll::Ready(Err(self.flags.refuse(HeadError::BodyTooSlow))),
+            Phase::Head => Poll::Ready(Err(self.refuse(HeadError::HeadTooSlow))),
+            Phase::Body => Poll::Ready(Err(self.refuse(HeadError::BodyTooSlow))),
         }
     }
 
@@ -330,15 +367,7 @@ impl AsyncRead for Guarded {
             if this.phase == Phase::Body {
                 this.since = Instant::now();
             }
-            let pass = if this.must_wait() {
-                0
-            } else {
-                match this.guard.next(fresh) {
-                    Ok(Piece::Pass(length)) => length,
-                    Ok(Piece::Partial) => 0,
-                    Err(why) => return Poll::Ready(Err(this.flags.refuse(why))),
-                }
-            };
+            let pass = if this.must_wait() { 0 } else { this.clear(fresh)?.unwrap_or(0) };
             if pass < fresh.len() {
                 this.held.extend_from_slice(&fresh[pass..]);
                 buf.set_filled(before + pass);
@@ -396,6 +425,31 @@ impl AsyncWrite for Guarded {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        let this = self.get_mut();
+        if this.flags.unread().is_some() {
+            // What was wrong is still to be said.
+            return Poll::Ready(Ok(()));
+        }
+        if this.closed.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            this.closed = Some(Instant::now());
+        }
+        let upgraded = this.flags.upgraded.load(Ordering::Relaxed);
+        if upgraded || this.guard.between_messages() {
+            return Poll::Ready(Ok(()));
+        }
+        // The rest of a body that nobody wants: closed on, it would become a reset, and that could
+        // overtake the answer.
+        let deadline = this.closed.map_or_else(Instant::now, |closed| closed + LINGER);
+        let mut waste = [0; 4096];
+        loop {
+            let mut waste = ReadBuf::new(&mut waste);
+            match Pin::new(&mut this.stream).poll_read(cx, &mut waste) {
+                Poll::Ready(Ok(())) if !waste.filled().is_empty() && Instant::now() < deadline => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending if this.reading.poll_expired(cx, deadline) => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{
-    ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN,
+    ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN,
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -118,7 +118,6 @@ impl Worker {
         connection: Rc<Connection>,
         request: Request<Incoming>,
     ) -> Result<Response<AnswerBody>, Infallible> {
-        connection.flags.begin();
         let _watch = PanicWatch(&self);
         let active = self.active(); // the same one from the first byte to the last
         let (parts, body) = request.into_parts();
@@ -161,7 +160,12 @@ impl Worker {
                 self.log_refusal(&ending.record, &active, &refusal);
                 ending.record.decision = refusal.code();
                 let id = ending.record.request_id.to_str().unwrap_or_default();
-                finish_own(refusal.response(&active.snapshot.errors, id), &ending)
+                let mut response = refusal.response(&active.snapshot.errors, id);
+                if matches!(refusal, Refusal::Head(_) | Refusal::BodyTooLarge) {
+                    // Nothing behind such a body is read any more.
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                finish_own(response, &ending)
             }
         })
     }

@@ -5,7 +5,9 @@
 //! or digit taken for `-`. What only the gateway may say is removed in every spelling; hop-by-hop names
 //! (RFC 9110 §7.6.1) go first, identity is added last. Edited in place, one look at each name.
 
-use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+};
 use smallvec::SmallVec;
 
 /// Concerns one connection only.
@@ -119,7 +121,8 @@ impl HeaderRules {
             match self.kind(name.as_str()) {
                 None => {}
                 Some(Kind::MethodOverride) => stripped.method_overrides.push(name.clone()),
-                Some(Kind::Forwarding) if trusted => {}
+                // In another spelling it is not the proxy's but what the proxy let through.
+                Some(Kind::Forwarding) if trusted && FORWARDING.contains(&name.as_str()) => {}
                 Some(Kind::Forwarding) => {
                     stripped.spoke_for_others |= name == "x-forwarded-for";
                     gone.push(name.clone());
@@ -127,8 +130,8 @@ impl HeaderRules {
                 Some(_) => gone.push(name.clone()),
             }
         }
-        if let Some(connection) = headers.get(CONNECTION) {
-            stripped.websocket = has_token(connection, "upgrade")
+        if headers.contains_key(CONNECTION) {
+            stripped.websocket = any_has_token(headers, &CONNECTION, "upgrade")
                 && headers
                     .get(UPGRADE)
                     .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
@@ -136,7 +139,7 @@ impl HeaderRules {
                 gone.push(nominated);
             }
         }
-        stripped.trailers = headers.get(TE).is_some_and(|value| has_token(value, "trailers"));
+        stripped.trailers = any_has_token(headers, &TE, "trailers");
         for name in gone {
             headers.remove(name);
         }
@@ -167,9 +170,7 @@ impl HeaderRules {
 
 /// Removes what concerns only the connection to the upstream from its response.
 pub fn strip_response(headers: &mut HeaderMap) {
-    if let Some(connection) = headers.get(CONNECTION)
-        && !connection.as_bytes().eq_ignore_ascii_case(b"keep-alive")
-    {
+    if headers.get_all(CONNECTION).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"keep-alive")) {
         let nominated: SmallVec<[HeaderName; 4]> = nominated(headers).collect();
         for name in nominated {
             headers.remove(name);
@@ -191,6 +192,10 @@ pub fn strip_response(headers: &mut HeaderMap) {
     };
     let gone: SmallVec<[HeaderName; 4]> = headers.keys().filter(hop_by_hop).cloned().collect();
     for name in gone {
+        if name == TRANSFER_ENCODING {
+            // The body was read as chunks, so no other length counts (RFC 9112 §6.3).
+            headers.remove(CONTENT_LENGTH);
+        }
         headers.remove(name);
     }
 }
@@ -230,6 +235,11 @@ pub fn has_token(value: &HeaderValue, token: &str) -> bool {
         .as_bytes()
         .split(|byte| *byte == b',')
         .any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// The same over every line of a header.
+fn any_has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    headers.get_all(name).iter().any(|value| has_token(value, token))
 }
 
 /// The headers that `Connection` names and that may be removed for it.
@@ -322,8 +332,13 @@ mod tests {
 
     #[test]
     fn a_trusted_proxys_forwarding_headers_stay_and_nothing_else() {
-        let mut map =
-            headers(&[("x-forwarded-for", "1.2.3.4"), ("x-auth-user", "root"), ("x-forwarded-uri", "/x")]);
+        let mut map = headers(&[
+            ("x-forwarded-for", "1.2.3.4"),
+            ("x-auth-user", "root"),
+            ("x-forwarded-uri", "/x"),
+            ("x_forwarded_for", "6.6.6.6"),
+            ("x-forwarded_host", "evil"),
+        ]);
         rules().strip(&mut map, true);
         assert_eq!(map, headers(&[("x-forwarded-for", "1.2.3.4")]));
     }
@@ -360,6 +375,7 @@ mod tests {
     fn a_request_for_websocket_is_told_from_other_upgrades() {
         for (lines, expected) in [
             (&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")][..], true),
+            (&[("connection", "keep-alive"), ("connection", "upgrade"), ("upgrade", "websocket")], true),
             (&[("connection", "upgrade"), ("upgrade", "h2c")], false),
             (&[("upgrade", "websocket")], false),
         ] {

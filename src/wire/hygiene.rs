@@ -441,10 +441,7 @@ fn check_request_line<'a>(line: &'a [u8], limits: &HeadLimits) -> Result<(Option
     if target.len() > limits.target_bytes {
         return Err(HeadError::TargetTooLong);
     }
-    // A fragment is never sent (RFC 9112 §3.2), and parsers differ in whether they cut or keep it.
-    if target.is_empty() || target.iter().any(|byte| matches!(byte, 0..=32 | b'#' | 127)) {
-        return Err(HeadError::RequestLine);
-    }
+    check_target(target)?;
     if target[0] == b'/' {
         return Ok((None, minor));
     }
@@ -455,6 +452,34 @@ fn check_request_line<'a>(line: &'a [u8], limits: &HeadLimits) -> Result<(Option
     let authority =
         &rest[..rest.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')).unwrap_or(rest.len())];
     if is_authority(authority) { Ok((Some(authority), minor)) } else { Err(HeadError::AuthorityMismatch) }
+}
+
+/// Refuses the bytes that no target holds (RFC 3986 appendix A) and that the parser behind does not take.
+/// It takes more than that grammar: what is sent raw all the same, by browsers too, goes on as it is.
+/// A fragment is never sent (RFC 9112 §3.2), and parsers differ in whether they cut or keep it.
+fn check_target(target: &[u8]) -> Result<(), HeadError> {
+    let (mut query, mut ascii) = (false, true);
+    for byte in target {
+        let fits = match byte {
+            0..=b' ' | b'#' | b'<' | b'>' | 127 => false,
+            b'`' => query,
+            b'"' => !query,
+            b'?' => {
+                query = true;
+                true
+            }
+            128.. => {
+                ascii = false;
+                true
+            }
+            _ => true,
+        };
+        if !fits {
+            return Err(HeadError::RequestLine);
+        }
+    }
+    let readable = ascii || std::str::from_utf8(target).is_ok();
+    if target.is_empty() || !readable { Err(HeadError::RequestLine) } else { Ok(()) }
 }
 
 /// `host` or `host:port`, without user information (RFC 9110 §7.2); strict about its characters.
@@ -654,6 +679,25 @@ mod tests {
         ] {
             assert_eq!(Guard::new(LIMITS).next(bytes.as_bytes()), Err(why), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn a_target_passes_exactly_if_the_parser_behind_takes_it_whole() {
+        for byte in 0..=255_u8 {
+            for target in
+                [[b'/', byte, b'a'].as_slice(), &[b'/', b'?', byte, b'b'], &[b'/', b'?', b'?', byte]]
+            {
+                let parsed = http::uri::PathAndQuery::try_from(target);
+                let whole = parsed.is_ok_and(|parsed| parsed.as_str().as_bytes() == target);
+                let head = [b"GET ", target, b" HTTP/1.1\r\n\r\n"].concat();
+                let mut request = httparse::Request::new(&mut []);
+                let whole = whole
+                    && request.parse(&head).is_ok()
+                    && request.path.is_some_and(|path| path.as_bytes() == target);
+                assert_eq!(check_target(target).is_ok(), whole, "{target:?}");
+            }
+        }
+        assert_eq!(check_target("/\u{e9}".as_bytes()), Ok(()), "the policy says more about these");
     }
 
     proptest! {

@@ -479,6 +479,11 @@ impl Upstream {
         self.seen.lock().unwrap().last().cloned().expect("the upstream was asked nothing")
     }
 
+    /// Forgets everything.
+    pub fn forget(&self) {
+        self.seen.lock().unwrap().clear();
+    }
+
     /// How many requests came.
     pub fn count(&self) -> usize {
         self.seen.lock().unwrap().len()
@@ -488,5 +493,172 @@ impl Upstream {
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// One connection whose every byte is in the test's hands: the client's, or the upstream's.
+pub struct Raw {
+    pub stream: TcpStream,
+    held: Vec<u8>,
+}
+
+impl Raw {
+    pub fn new(stream: TcpStream) -> Self {
+        stream.set_nodelay(true).unwrap();
+        Self { stream, held: Vec::new() }
+    }
+
+    pub async fn connect(address: SocketAddr) -> Self {
+        Self::new(TcpStream::connect(address).await.unwrap())
+    }
+
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// Reads once; false at the end, and where the connection was reset.
+    async fn more(&mut self) -> bool {
+        let mut space = [0; 16 * 1024];
+        let read = tokio::time::timeout(PATIENCE, self.stream.read(&mut space)).await;
+        let length = read.expect("nothing comes and nothing ends").unwrap_or(0);
+        self.held.extend_from_slice(&space[..length]);
+        length > 0
+    }
+
+    /// Everything up to and with `end`; `None` if the connection ends before that.
+    pub async fn try_until(&mut self, end: &str) -> Option<String> {
+        loop {
+            let found = self.held.windows(end.len()).position(|window| window == end.as_bytes());
+            if let Some(at) = found {
+                let taken: Vec<u8> = self.held.drain(..at + end.len()).collect();
+                return Some(String::from_utf8_lossy(&taken).into_owned());
+            }
+            if !self.more().await {
+                return None;
+            }
+        }
+    }
+
+    /// As [`Raw::try_until`], where it has to come.
+    pub async fn until(&mut self, end: &str) -> String {
+        match self.try_until(end).await {
+            Some(text) => text,
+            None => panic!("the connection ended; left: {:?}", String::from_utf8_lossy(&self.held)),
+        }
+    }
+
+    /// One message's head, its empty line included.
+    pub async fn head(&mut self) -> String {
+        self.until("\r\n\r\n").await
+    }
+
+    /// Exactly so many bytes.
+    pub async fn take(&mut self, length: usize) -> Vec<u8> {
+        while self.held.len() < length {
+            assert!(self.more().await, "the connection ended {} bytes early", length - self.held.len());
+        }
+        self.held.drain(..length).collect()
+    }
+
+    /// What comes until the connection ends.
+    pub async fn rest(&mut self) -> String {
+        while self.more().await {}
+        String::from_utf8_lossy(&std::mem::take(&mut self.held)).into_owned()
+    }
+
+    /// How many bytes have come that nobody has taken yet.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Forgets them.
+    pub fn clear(&mut self) {
+        self.held.clear();
+    }
+
+    /// What is left of a chunked answer: to its last chunk, or to the connection's end.
+    pub async fn rest_of(&mut self, complete: bool) -> String {
+        if complete { self.until("0\r\n\r\n").await } else { self.rest().await }
+    }
+
+    /// A head, and the body that its Content-Length announces.
+    pub async fn message(&mut self) -> (String, String) {
+        let head = self.head().await;
+        let length = field(&head, "content-length").map_or(0, |length| length.parse().unwrap());
+        let body = self.take(length).await;
+        (head, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// Ends the connection with a reset.
+    pub fn reset(self) {
+        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+}
+
+/// The value of a header in a head as text; panics if it comes twice.
+pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    let mut values = head.lines().skip(1).filter_map(|line| {
+        let (field, value) = line.split_once(':')?;
+        field.eq_ignore_ascii_case(name).then_some(value.trim())
+    });
+    let value = values.next();
+    assert!(values.next().is_none(), "{name} comes twice in {head}");
+    value
+}
+
+/// The status of a response's head.
+pub fn status_of(head: &str) -> u16 {
+    let code = head.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5));
+    code.unwrap_or_else(|| panic!("no status line: {head:?}")).parse().unwrap()
+}
+
+/// An upstream that does nothing by itself: a test takes its connections and plays it.
+pub struct RawUpstream {
+    pub address: SocketAddr,
+    listener: TcpListener,
+}
+
+impl RawUpstream {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self { address: listener.local_addr().unwrap(), listener }
+    }
+
+    /// The next connection.
+    pub async fn accept(&self) -> Raw {
+        let accepted = tokio::time::timeout(PATIENCE, self.listener.accept()).await;
+        Raw::new(accepted.expect("nobody connects").unwrap().0)
+    }
+
+    /// Whether nobody has connected (beyond those taken).
+    pub async fn is_untouched(&self) -> bool {
+        tokio::time::timeout(Duration::ZERO, self.listener.accept()).await.is_err()
+    }
+}
+
+impl Gateway {
+    /// A connection to it.
+    pub async fn connect(&self) -> Raw {
+        Raw::connect(self.address).await
+    }
+
+    /// Waits until a metric has a value.
+    pub async fn metric_becomes(&self, name: &str, value: f64) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let seen = self.metric(name).await;
+            if (seen - value).abs() < 0.5 {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{name} is {seen}, not {value}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Resident memory in KiB.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 }
