@@ -1,4 +1,10 @@
 //! End-to-end tests: the real binary, a recording upstream, real clients. One file a promise.
 
+mod cli;
+mod golden;
 mod harness;
+mod layers;
+mod queries;
+mod reload;
 mod smoke;
+mod trust;
