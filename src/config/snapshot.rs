@@ -517,7 +517,7 @@ impl Builder<'_> {
                     keys,
                     kind: IssuerKind::Trusted(Trusted {
                         role_claim: Some(ClaimPath::new(trust.role_claim.as_str())),
-                        role_map: role_map.unwrap_or_default(),
+                        role_map,
                         user_claim: ClaimPath::new(trust.user_claim.as_str()),
                         id_prefix: trust
                             .id_prefix

@@ -63,8 +63,8 @@ pub enum IssuerKind {
 pub struct Trusted {
     /// Where the role is; `None`: its tokens have no role.
     pub role_claim: Option<ClaimPath>,
-    /// Its name for a role -> ours. Empty: the names are the same.
-    pub role_map: HashMap<String, String>,
+    /// Its name for a role -> ours, and no others count. `None`: the names are the same.
+    pub role_map: Option<HashMap<String, String>>,
     /// What becomes the username; commonly `sub`.
     pub user_claim: ClaimPath,
     /// Put before `sub`, so that its users are nobody else's.
@@ -225,10 +225,9 @@ impl Verifier {
         let mut highest = None;
         for name in names {
             let name = name.as_str().ok_or(InvalidToken::BadClaim("role_claim"))?;
-            let ours = if trusted.role_map.is_empty() {
-                Some(name)
-            } else {
-                trusted.role_map.get(name).map(String::as_str)
+            let ours = match &trusted.role_map {
+                None => Some(name),
+                Some(map) => map.get(name).map(String::as_str),
             };
             let rank = ours.and_then(|ours| self.roles.iter().position(|role| role == ours));
             highest = highest.max(rank);
@@ -363,7 +362,8 @@ mod tests {
     fn trusted(role_claim: &str, role_map: &[(&str, &str)]) -> Trusted {
         Trusted {
             role_claim: Some(ClaimPath::new(role_claim)),
-            role_map: role_map.iter().map(|(theirs, ours)| ((*theirs).into(), (*ours).into())).collect(),
+            role_map: (!role_map.is_empty())
+                .then(|| role_map.iter().map(|(theirs, ours)| ((*theirs).into(), (*ours).into())).collect()),
             user_claim: ClaimPath::new("sub"),
             id_prefix: String::new(),
         }

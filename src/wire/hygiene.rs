@@ -214,9 +214,6 @@ impl Guard {
                     self.judge_partial(bytes)?;
                     return Ok(Piece::Partial);
                 };
-                if head.length > self.limits.head_bytes {
-                    return Err(HeadError::HeadTooLarge);
-                }
                 self.state = match head.framing {
                     Framing::Length(0) => State::Head,
                     Framing::Length(length) => State::Length(length),
@@ -328,6 +325,9 @@ pub fn check_head(bytes: &[u8], limits: &HeadLimits) -> Result<Option<Head>, Hea
     let mut count = 0;
     loop {
         let Some(line) = lines.next() else { return Ok(None) };
+        if lines.next > limits.head_bytes {
+            return Err(HeadError::HeadTooLarge);
+        }
         let line = line?;
         if line.is_empty() {
             break;

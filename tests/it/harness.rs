@@ -140,6 +140,14 @@ impl Gateway {
         std::fs::rename(new, self.config()).unwrap();
     }
 
+    /// Does `change` and waits for the log line with `message` that follows; returns the line.
+    pub async fn after(&self, message: &str, change: impl FnOnce()) -> String {
+        let (from, wanted) = (self.lines().len(), message.to_owned());
+        change();
+        let index = self.wait_for_line(from, move |line| line.contains(&wanted)).await;
+        self.lines()[index].clone()
+    }
+
     /// Waits for a log line that `matches` picks, among those not seen before `from`; returns its index.
     pub async fn wait_for_line(&self, from: usize, matches: impl Fn(&str) -> bool + Send + 'static) -> usize {
         let log = Arc::clone(&self.log);
@@ -385,6 +393,56 @@ impl Answer {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
+}
+
+/// A client that keeps its one connection.
+pub struct KeepAlive {
+    address: SocketAddr,
+    sender: hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+}
+
+impl KeepAlive {
+    /// Connects.
+    pub async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Self { address, sender }
+    }
+
+    /// A request for this connection, to be put together and handed to [`KeepAlive::send`].
+    pub fn request(&self, method: &str, target: &str) -> Call {
+        Call::new(self.address, method, target)
+    }
+
+    /// Sends on the one connection.
+    pub async fn send(&mut self, call: Call) -> hyper::Result<Answer> {
+        self.sender.ready().await?;
+        let (parts, body) = self.sender.send_request(call.request).await?.into_parts();
+        let body = body.collect().await?.to_bytes();
+        Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
+    }
+}
+
+/// Runs `serve` on the file in `folder`, where it has to end by itself.
+pub fn refused_start(folder: &Path) -> Output {
+    let mut child = Command::new(binary())
+        .args(["serve", "--config"])
+        .arg(folder.join("gateway.yaml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            panic!("it started: {:?}", child.wait_with_output());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.wait_with_output().unwrap()
 }
 
 /// Reads until the other side closes; what has come when `PATIENCE` ends is returned all the same.
