@@ -111,6 +111,7 @@ rules:
   - {{ path: /admin/user/*,    allow: SuperAdmin }}
   - {{ path: /public/*,        allow: public }}
 tokens: {{ algorithm: {algorithm}, issuer: {issuer}, audience: {audience}, keys: {keys} }}
+shutdown: {{ drain: 0s }}
 log: {{ format: json, level: warn, access: {access} }}
 """
 
@@ -149,9 +150,12 @@ class Candidate:
                     raise Unfit(f"{self.name} did not start:\n{said}") from None
                 time.sleep(0.05)
 
-    def stop(self):
+    def ask_to_end(self):
         if self.process and self.process.poll() is None:
             self.process.terminate()
+
+    def stop(self):
+        if self.process:
             try:
                 self.process.wait(30)
             except subprocess.TimeoutExpired:
@@ -197,6 +201,14 @@ class Candidate:
             seen = self._expect("identity", "/admin/content/whoami", headers, 200)
             if seen != "user=eddie role=Editor id=2":
                 raise Unfit(f"{self.name} forwarded {seen!r} for {headers[:-1]}")
+
+    def check_log(self, folder):
+        """Raises Unfit unless a line was logged for each request of the rounds: cheaper is who writes nothing."""
+        logs = [Path(folder, name) for name in (f"{self.name}.out", "nginx.access.log")]
+        lines = logs[self.name == "nginx-plain"].read_bytes().count(PATH.encode())
+        requests = sum(one["requests"] for one in self.rounds)
+        if lines < requests:
+            raise Unfit(f"{self.name} logged {lines} lines for {requests} requests")
 
     def _expect(self, what, path, headers, status):
         seen, body = self.ask(path, headers)

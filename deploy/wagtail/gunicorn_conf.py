@@ -10,8 +10,8 @@ raw_env = ["DJANGO_SETTINGS_MODULE=legacy.settings.gateway"]
 
 # From a peer in `forwarded_allow_ips` (by default loopback, so the gateway) gunicorn takes a request
 # header SCRIPT_NAME and cuts its value off the path: `/documents/admin/users/` with
-# `SCRIPT_NAME: /documents` would be judged as /documents/* and served as /admin/users/. The two lines
-# below each close that.
+# `SCRIPT_NAME: /documents` would be judged as /documents/* and served as /admin/users/. The gateway removes
+# that header, and the two lines below each close the same hole on this side.
 forwarded_allow_ips = ""
 forwarder_headers = ""
 # What WSGI cannot tell apart (X_Auth_User from X-Auth-User) is dropped. The default, and important here.

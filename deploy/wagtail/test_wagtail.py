@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import signal
 import socket
 import struct
 import subprocess
@@ -27,6 +28,34 @@ REPOSITORY = HERE.parent.parent
 # Names as seed.py gives them to Wagtail, with the role that each has at the gateway.
 USERS = {"vera": "Viewer", "eddie": "Editor", "sam": "SuperAdmin"}
 FULL_NAMES = {"eddie": "Eddie Editor", "sam": "Sam Superadmin"}
+
+# Every family of Wagtail's and Django's URLs below the two admins, and whether an Editor may request it. One that is
+# in neither list is new (another version, another app): it fails the test until somebody has decided.
+FOR_EDITORS = """account api block-preview choose-anchor-link choose-email-link choose-external-link choose-page
+    choose-phone-link dismissibles documents editing-sessions embeds failwhale forms images jsi18n logout pages reports
+    snippets sprite tag-autocomplete test404""".split()
+NOT_FOR_EDITORS = """bulk collections groups login password_reset redirects sites users workflows""".split()
+BULK_FOR_EDITORS = ["wagtailcore/page", "wagtailimages/image", "wagtaildocs/document"]
+
+# Run inside the site: its URL patterns with parameters filled in, and the name of each model.
+LIST_URLS = """
+import json, re
+from django.apps import apps
+from django.urls import get_resolver
+from django.urls.resolvers import URLPattern
+
+def paths(resolver, before=""):
+    for one in resolver.url_patterns:
+        path = before + str(one.pattern)
+        if isinstance(one, URLPattern):
+            # <int:pk> and a regular expression's groups become an id that nothing has.
+            path = re.sub(r"<[a-z_:]+>", "987654", re.sub(r"\\(\?P<[^()]*\)|\\([^()]*\)", "987654", path))
+            yield "/" + re.sub(r"[\\^$]", "", path)
+        else:
+            yield from paths(one, path)
+
+print(json.dumps([list(paths(get_resolver())), sorted(m._meta.label_lower.replace(".", "/") for m in apps.get_models())]))
+"""
 
 
 class Checks:
@@ -105,6 +134,9 @@ def running(name, command, port, log, **options):
             time.sleep(0.05)
         yield process
     finally:
+        # A second signal must not leave the rest running.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         process.terminate()
         try:
             process.wait(30)
@@ -156,6 +188,8 @@ def picture():
 def main():
     if len(sys.argv) != 2:
         sys.exit(f"usage: {sys.argv[0]} DIR   (made by setup.sh)")
+    # A test that is stopped stops what it started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(sys.argv[1]).resolve()
     python = folder / "venv/bin/python"
     portcullis = Path(os.environ.get("PORTCULLIS_BIN", REPOSITORY / "target/release/portcullis")).resolve()
@@ -245,6 +279,7 @@ def main():
             and users.json() == {"error": "Access denied"},
             users.text,
         )
+        users_refused = users.text
         bulk = requests.post(f"{gateway}/admin/bulk/auth/user/delete/?id=1", headers=bearer["eddie"], timeout=30)
         check.that("... nor deletes users in bulk", bulk.status_code == 403 and "Access denied" in bulk.text, bulk.text)
         users = get("/admin/users/", headers=bearer["sam"])
@@ -256,28 +291,93 @@ def main():
 
         # ---- Who one is, whatever one claims
         authorization = f"Authorization: Bearer {tokens['eddie']}"
-        for forged in [
-            ["X-Auth-User: sam"],
-            ["x-auth-user: sam"],
-            ["X_Auth_User: sam"],
-            ["X_AUTH-user: sam"],
-            ["X.Auth.User: sam"],
-            ["X-Auth-User: sam", "X-Auth-User: sam"],
-            ["X-Gateway-Secret: x", "X-Auth-User: sam"],
-            ["X_Gateway_Secret: x"],
-            ["HTTP-X-Auth-User: sam"],
-        ]:
-            status, body = raw_get(gateway_port, "/admin/", [*forged, authorization])
-            check.that(
-                f"an Editor who sends {', '.join(forged)} stays themself",
-                status == 200 and FULL_NAMES["eddie"] in body and FULL_NAMES["sam"] not in body,
-                (status, body),
-            )
+        def stays_themself(where):
+            for forged in [
+                ["X-Auth-User: sam"],
+                ["x-auth-user: sam"],
+                ["X_Auth_User: sam"],
+                ["X_AUTH-user: sam"],
+                ["X.Auth.User: sam"],
+                ["X-Auth-User: sam", "X-Auth-User: sam"],
+                ["X-Gateway-Secret: x", "X-Auth-User: sam"],
+                ["X_Gateway_Secret: x"],
+                ["HTTP-X-Auth-User: sam"],
+            ]:
+                status, body = raw_get(gateway_port, "/admin/", [*forged, authorization])
+                check.that(
+                    f"an Editor who sends {', '.join(forged)} stays themself{where}",
+                    status == 200 and FULL_NAMES["eddie"] in body and FULL_NAMES["sam"] not in body,
+                    (status, body),
+                )
+
+        def moves_no_request(where):
+            for line in ["SCRIPT_NAME: /documents", "Script-Name: /documents", "PATH_INFO: /admin/users/"]:
+                status, body = raw_get(gateway_port, "/documents/admin/users/", [line, authorization])
+                check.that(f"{line} moves no request to another path{where}", status in (400, 404), (status, body))
+
+        stays_themself("")
         status, body = raw_get(gateway_port, "/", ["X-Auth-User: sam", "X_Auth_User: sam"])
         check.that("anonymous stays anonymous on a public page", status == 200 and "sessionid" not in body, body)
-        for line in ["SCRIPT_NAME: /documents", "Script-Name: /documents", "PATH_INFO: /admin/users/"]:
-            status, body = raw_get(gateway_port, "/documents/admin/users/", [line, authorization])
-            check.that(f"{line} moves no request to another path", status in (400, 404), (status, body))
+        moves_no_request("")
+
+        # ---- Every URL the site has, against what gateway.yaml says of it
+        listed = subprocess.run(
+            [python, "manage.py", "shell", "--verbosity", "0", "--command", LIST_URLS],
+            cwd=folder / "site",
+            env={**site_environment, "DJANGO_SETTINGS_MODULE": "legacy.settings.gateway"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        urls, models = json.loads(listed.stdout)
+        families = {}
+        for url in urls:
+            _, top, second, *_ = [*url.split("/"), "", ""]
+            if top == "admin":
+                families.setdefault(second, []).append(url)
+            elif top == "django-admin":
+                families.setdefault(top, []).append(url)
+        families["bulk"] = [f"/admin/bulk/{model}/delete/" for model in models if model not in BULK_FOR_EDITORS]
+        # The dashboard itself, and the patterns that catch the rest of each admin.
+        open_to_editors = {"", ".*", *FOR_EDITORS}
+        unknown = set(families) - open_to_editors - {*NOT_FOR_EDITORS, "django-admin"}
+        check.that("no part of the admin is unknown to gateway.yaml", len(families) > 20 and not unknown, unknown)
+        with requests.Session() as editor:
+            editor.headers.update(bearer["eddie"])
+
+            def is_refused(method, url):
+                seen = editor.request(method, gateway + url, allow_redirects=False, timeout=30)
+                return seen.status_code == 403 and seen.text == users_refused
+
+            for family in [*NOT_FOR_EDITORS, "django-admin"]:
+                asked = [(method, url) for url in families[family] for method in ("GET", "POST")]
+                through = [one for one in asked if not is_refused(*one)]
+                check.that(f"an Editor is refused all {len(families[family])} URLs of {family}", not through, through)
+            # Reading only: what a form does is Wagtail's to allow, and is tried below.
+            asked = [url for family in open_to_editors for url in families.get(family, [])]
+            asked += [f"/admin/bulk/{model}/delete/" for model in BULK_FOR_EDITORS]
+            refused = [url for url in asked if is_refused("GET", url)]
+            check.that(f"an Editor may request the other {len(asked)}", len(asked) > 100 and not refused, refused)
+        for spelling in [
+            "/admin/users",
+            "//admin/users/",
+            "/admin//users/",
+            "/admin/%75sers/",
+            "/admin/%2575sers/",
+            "/ADMIN/Users/",
+            "/admin/users;x=1/",
+            "/admin/users%20/",
+            "/admin/users%3Fx/",
+            "/admin/%EF%BD%95sers/",
+            "/admin%2Fusers/",
+            "/documents/../admin/users/",
+            "/documents/%2e%2e/admin/users/",
+            "/documents/..;/admin/users/",
+            "/documents\\..\\admin/users/",
+            f"http://127.0.0.1:{gateway_port}/admin/users/",
+        ]:
+            status, body = raw_get(gateway_port, spelling, [authorization])
+            check.that(f"{spelling} is no way round the rule", status in (400, 403) and '{"error":' in body, (status, body))
 
         def past_the_gateway(**headers):
             return requests.get(
@@ -304,6 +404,32 @@ def main():
         check.that("a percent-encoded name is read as the name", encoded.status_code == 200, encoded.status_code)
         broken = past_the_gateway(X_Auth_User="%ff", X_Gateway_Secret=secret)
         check.that("one that is not UTF-8 is nobody", broken.status_code == 302, broken.status_code)
+
+        # ---- A careless site: gunicorn as it starts of its own accord, and told to drop nothing. What the site's
+        # own settings would hide, the gateway has to get right alone.
+        careless_port = free_ports(1)[0]
+        careless = [python, "-m", "gunicorn", "--threads", "4", "--header-map", "dangerous", "legacy.wsgi"]
+        careless_environment = {
+            **site_environment,
+            "DJANGO_SETTINGS_MODULE": "legacy.settings.gateway",
+            "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{careless_port}",
+        }
+        careless_log = Path(scratch, "careless.log")
+        stack.enter_context(
+            running("the careless Wagtail", careless, careless_port, careless_log, cwd=folder / "site", env=careless_environment)
+        )
+        believed = [f"X-Gateway-Secret: {secret}", "X-Auth-User: eddie"]
+        status, body = raw_get(careless_port, "/documents/admin/account/", [*believed, "SCRIPT_NAME: /documents"])
+        check.that("a careless site can be talked into another path", status == 200, (status, body))
+        status, body = raw_get(careless_port, "/admin/", [f"X_Gateway_Secret: {secret}", "X_Auth_User: sam"])
+        check.that("... and reads underscored names", FULL_NAMES["sam"] in body, (status, body))
+        file.write_text(file.read_text().replace(f"upstream: {cms}\n", f"upstream: http://127.0.0.1:{careless_port}\n"))
+        reloaded = requests.post(f"http://127.0.0.1:{admin_port}/reload", timeout=30)
+        check.that("the gateway turns to it without a restart", reloaded.status_code == 200, reloaded.text)
+        arrived = raw_get(gateway_port, "/admin/", [authorization])[0], careless_log.read_text(errors="replace")
+        check.that("... and requests arrive there", arrived[0] == 200, arrived)
+        stays_themself(", careless site")
+        moves_no_request(", careless site")
 
         # ---- What an editor came for
         with requests.Session() as browser:

@@ -334,9 +334,9 @@ impl Policy {
                     }
                 }
                 if let Some(query) = target.query() {
-                    for id in rules.find_by_query(&self.list, method, text, query) {
+                    rules.each_by_query(&self.list, method, text, query, |id| {
                         each(method, text, false, self.list[id.index()].allow, Because::QueryRule(id));
-                    }
+                    });
                 }
             }
         }

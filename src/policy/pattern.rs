@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use super::path::{EncodedSlash, NormalizedPath, segments};
+use super::path::{EncodedSlash, NormalizedPath};
 
 /// One segment of a pattern.
 #[derive(Clone, Debug, Eq, PartialEq, Hash)]
@@ -117,9 +117,11 @@ impl Pattern {
         })
     }
 
-    /// Whether the pattern matches a decoded path, letter case ignored if `fold_case`.
+    /// Whether the pattern matches a decoded path, letter case ignored if `fold_case`: the plain
+    /// definition, which the tries are held against.
+    #[cfg(test)]
     pub(super) fn matches(&self, text: &str, fold_case: bool) -> bool {
-        let mut given = segments(text);
+        let mut given = super::path::segments(text);
         for segment in &self.segments {
             match (segment, given.next()) {
                 (_, None) => return false,

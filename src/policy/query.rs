@@ -6,6 +6,9 @@
 //! values decoded until nothing changes. Request bodies are not read.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+
+use foldhash::fast::RandomState;
 
 use super::path::hex_pair;
 use super::pattern::fold;
@@ -42,10 +45,6 @@ impl QueryCondition {
         Self { name: name.to_owned(), value, folded_name: canonical_name(name) }
     }
 
-    pub(super) fn folded_name(&self) -> &str {
-        &self.folded_name
-    }
-
     /// Whether any parameter of `query` satisfies the condition.
     pub(super) fn holds(&self, query: &Query) -> bool {
         query.parameters.iter().any(|(name, value)| *name == self.folded_name && self.value.accepts(value))
@@ -64,6 +63,69 @@ impl QueryValue {
     }
 }
 
+/// Conditions by parameter and value, so that a thousand cost no more than one to look through.
+#[derive(Debug)]
+pub(super) struct ByParameter<T> {
+    by_name: HashMap<String, ByValue<T>, RandomState>,
+}
+
+/// What the conditions on one parameter stand for.
+#[derive(Debug)]
+struct ByValue<T> {
+    any: Vec<T>,
+    exactly: HashMap<String, Vec<T>, RandomState>,
+    below: HashMap<String, Vec<T>, RandomState>,
+    /// Length of the longest prefix in `below`: of a long value, no more is looked up.
+    longest: usize,
+}
+
+impl<T> Default for ByParameter<T> {
+    fn default() -> Self {
+        Self { by_name: HashMap::default() }
+    }
+}
+
+impl<T> Default for ByValue<T> {
+    fn default() -> Self {
+        Self { any: Vec::new(), exactly: HashMap::default(), below: HashMap::default(), longest: 0 }
+    }
+}
+
+impl<T: Copy> ByParameter<T> {
+    /// Keeps `what` for the queries that satisfy `condition`.
+    pub(super) fn insert(&mut self, condition: &QueryCondition, what: T) {
+        let by_value = self.by_name.entry(condition.folded_name.clone()).or_default();
+        match &condition.value {
+            QueryValue::Any => &mut by_value.any,
+            QueryValue::Exactly(value) => by_value.exactly.entry(value.clone()).or_default(),
+            QueryValue::Below(prefix) => {
+                by_value.longest = by_value.longest.max(prefix.len());
+                by_value.below.entry(prefix.clone()).or_default()
+            }
+        }
+        .push(what);
+    }
+
+    /// Calls `each` for every condition that a parameter of `query` satisfies.
+    pub(super) fn each(&self, query: &Query, mut each: impl FnMut(T)) {
+        if self.by_name.is_empty() {
+            return;
+        }
+        for (name, value) in &query.parameters {
+            let Some(by_value) = self.by_name.get(name) else { continue };
+            by_value.any.iter().for_each(|what| each(*what));
+            by_value.exactly.get(value).into_iter().flatten().for_each(|what| each(*what));
+            if by_value.below.is_empty() {
+                continue;
+            }
+            let ends = value.match_indices('/').map(|(end, _)| end).chain([value.len()]);
+            for end in ends.take_while(|end| *end <= by_value.longest) {
+                by_value.below.get(&value[..end]).into_iter().flatten().for_each(|what| each(*what));
+            }
+        }
+    }
+}
+
 /// A query string taken apart: every occurrence of every parameter, names and values canonical.
 #[derive(Clone, Debug, Default)]
 pub struct Query {
@@ -78,10 +140,7 @@ impl Query {
             for pair in raw.split(separators).filter(|pair| !pair.is_empty()) {
                 let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
                 for (name, value) in decodings(name).zip_longest(decodings(value)) {
-                    let parameter = (canonical_name(&name), canonical_value(&value));
-                    if !parameters.contains(&parameter) {
-                        parameters.push(parameter);
-                    }
+                    parameters.push((canonical_name(&name), canonical_value(&value)));
                 }
             }
         };
@@ -89,12 +148,10 @@ impl Query {
         if raw.contains(';') {
             read(&['&', ';']);
         }
+        // Sorted and not searched at each: a query may hold ten thousand.
+        parameters.sort_unstable();
+        parameters.dedup();
         Self { parameters }
-    }
-
-    /// The canonical names in it.
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.parameters.iter().map(|(name, _)| name.as_str())
     }
 
     /// Every value of the parameter of that canonical name.

@@ -13,7 +13,7 @@ use super::Requirement;
 use super::method::{self, Methods, SLOTS};
 use super::path::segments;
 use super::pattern::{Pattern, Segment, fold};
-use super::query::{Query, QueryCondition};
+use super::query::{ByParameter, Query, QueryCondition};
 
 /// Whether a rule decides or is only tried out.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -97,22 +97,24 @@ pub(super) enum Hit {
 /// All rules of one snapshot, compiled.
 #[derive(Debug)]
 pub(super) struct Rules {
-    exact: Trie,
+    exact: Trie<Vec<Terminal>>,
     /// With letter case folded; `None` where no literal has any to fold.
-    folded: Option<Trie>,
-    /// Rules with `query`, by the canonical name of their first parameter.
-    by_query: HashMap<String, Vec<RuleId>, foldhash::fast::RandomState>,
+    folded: Option<Trie<Vec<Terminal>>>,
+    /// Rules with `query`, letter case folded; `None` without any.
+    by_query: Option<Trie<ByParameter<RuleId>>>,
 }
 
 impl Rules {
     /// Compiles those of `rules` that `takes` picks.
     pub(super) fn new(rules: &[Rule], own: &[(Pattern, Endpoint)], takes: impl Fn(&Rule) -> bool) -> Self {
-        let mut this = Self { exact: Trie::default(), folded: None, by_query: HashMap::default() };
+        let mut this = Self { exact: Trie::default(), folded: None, by_query: None };
         let mut folded = Trie::default();
         for (index, rule) in rules.iter().enumerate().filter(|(_, rule)| takes(rule)) {
             let id = RuleId::of(index);
             match rule.query.first() {
-                Some(first) => this.by_query.entry(first.folded_name().to_owned()).or_default().push(id),
+                Some(first) => {
+                    this.by_query.get_or_insert_default().at(&rule.pattern, true).insert(first, id);
+                }
                 None => {
                     this.exact.insert(rule, id, false);
                     folded.insert(rule, id, true);
@@ -150,25 +152,32 @@ impl Rules {
         self.folded.is_some()
     }
 
-    /// The query rules that match.
-    pub(super) fn find_by_query<'a>(
-        &'a self,
-        rules: &'a [Rule],
-        method: &'a str,
-        text: &'a str,
-        query: &'a Query,
-    ) -> impl Iterator<Item = RuleId> + 'a {
-        query.names().filter_map(|name| self.by_query.get(name)).flatten().copied().filter(move |id| {
-            let rule = &rules[id.index()];
-            rule.methods.covers(method)
-                && rule.pattern.matches(text, true)
-                && rule.query.iter().all(|condition| condition.holds(query))
-        })
+    /// Calls `each` with the query rules that match; with one more than once where several parameters
+    /// satisfy it.
+    pub(super) fn each_by_query(
+        &self,
+        rules: &[Rule],
+        method: &str,
+        text: &str,
+        query: &Query,
+        mut each: impl FnMut(RuleId),
+    ) {
+        let Some(by_query) = &self.by_query else { return };
+        by_query.each(0, segments(&fold(text)), &mut |by_parameter| {
+            by_parameter.each(query, |id| {
+                let rule = &rules[id.index()];
+                if rule.methods.covers(method)
+                    && rule.query[1..].iter().all(|condition| condition.holds(query))
+                {
+                    each(id);
+                }
+            });
+        });
     }
 
     /// Whether any rule looks at the query.
     pub(super) fn reads_query(&self) -> bool {
-        !self.by_query.is_empty()
+        self.by_query.is_some()
     }
 }
 
@@ -232,25 +241,26 @@ pub(super) fn problems(rules: &[Rule], own: &[(Pattern, Endpoint)]) -> Vec<RuleP
 /// A node's index; the root is 0.
 type NodeId = u32;
 
+/// Patterns by their segments; `T` is what is kept for those that end at one node.
 #[derive(Debug)]
-struct Trie {
-    nodes: Vec<Node>,
+struct Trie<T> {
+    nodes: Vec<Node<T>>,
 }
 
-impl Default for Trie {
+impl<T: Default> Default for Trie<T> {
     fn default() -> Self {
         Self { nodes: vec![Node::default()] }
     }
 }
 
 #[derive(Debug, Default)]
-struct Node {
+struct Node<T> {
     literals: HashMap<Box<str>, NodeId, foldhash::fast::RandomState>,
     any: Option<NodeId>,
-    /// Rules whose pattern ends here.
-    here: Vec<Terminal>,
-    /// Rules whose pattern ends here with `/*`.
-    below: Vec<Terminal>,
+    /// Of the pattern that ends here.
+    here: T,
+    /// Of the pattern that ends here with `/*`.
+    below: T,
 }
 
 /// How strongly a rule claims a method: by listing it, by listing GET where it is HEAD, or by
@@ -316,31 +326,16 @@ impl Terminal {
     }
 }
 
-impl Trie {
-    fn insert(&mut self, rule: &Rule, id: RuleId, folded: bool) {
-        self.terminal(&rule.pattern, folded).add(rule, id);
-    }
-
-    fn insert_own(&mut self, pattern: &Pattern, endpoint: Endpoint, folded: bool) {
-        let terminal = self.terminal(pattern, folded);
-        terminal.slots = [Some(((u8::MAX, true), Hit::Own(endpoint))); SLOTS];
-        terminal.named.clear();
-    }
-
-    fn terminal(&mut self, pattern: &Pattern, folded: bool) -> &mut Terminal {
+impl<T: Default> Trie<T> {
+    /// What is kept for `pattern`.
+    fn at(&mut self, pattern: &Pattern, folded: bool) -> &mut T {
         let (segments, open) = pattern.parts();
         let mut node = 0;
         for segment in segments {
             node = self.child(node, segment, folded);
         }
         let node = &mut self.nodes[node as usize];
-        let list = if open { &mut node.below } else { &mut node.here };
-        let index = list.iter().position(|terminal| terminal.pattern.same_paths(pattern));
-        let index = index.unwrap_or_else(|| {
-            list.push(Terminal::new(pattern.clone()));
-            list.len() - 1
-        });
-        &mut list[index]
+        if open { &mut node.below } else { &mut node.here }
     }
 
     fn child(&mut self, node: NodeId, segment: &Segment, folded: bool) -> NodeId {
@@ -357,6 +352,43 @@ impl Trie {
             self.nodes.push(Node::default());
         }
         child
+    }
+
+    /// Calls `each` with what is kept for every pattern that matches, the less specific ones too.
+    fn each<'a>(
+        &self,
+        node: NodeId,
+        mut rest: impl Iterator<Item = &'a str> + Clone,
+        each: &mut impl FnMut(&T),
+    ) {
+        let node = &self.nodes[node as usize];
+        each(&node.below);
+        let Some(segment) = rest.next() else { return each(&node.here) };
+        for child in [node.literals.get(segment).copied(), node.any].into_iter().flatten() {
+            self.each(child, rest.clone(), each);
+        }
+    }
+}
+
+impl Trie<Vec<Terminal>> {
+    fn insert(&mut self, rule: &Rule, id: RuleId, folded: bool) {
+        self.terminal(&rule.pattern, folded).add(rule, id);
+    }
+
+    fn insert_own(&mut self, pattern: &Pattern, endpoint: Endpoint, folded: bool) {
+        let terminal = self.terminal(pattern, folded);
+        terminal.slots = [Some(((u8::MAX, true), Hit::Own(endpoint))); SLOTS];
+        terminal.named.clear();
+    }
+
+    fn terminal(&mut self, pattern: &Pattern, folded: bool) -> &mut Terminal {
+        let list = self.at(pattern, folded);
+        let index = list.iter().position(|terminal| terminal.pattern.same_paths(pattern));
+        let index = index.unwrap_or_else(|| {
+            list.push(Terminal::new(pattern.clone()));
+            list.len() - 1
+        });
+        &mut list[index]
     }
 
     /// What decides about `method` on `text`: the first terminal list with an answer, most specific

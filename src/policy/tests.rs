@@ -333,6 +333,34 @@ proptest! {
     }
 
     #[test]
+    fn the_query_rules_found_equal_those_that_a_look_at_each_finds(
+        lines in prop::collection::vec(
+            ("(\\*|GET|POST)", "(/(a|B|:x)){0,2}(/\\*)?", "(p|Q)", "(\\*|/\\*|v|/v|/v/\\*|/v/w|v/\\*)", "(&q=v)?"),
+            1..12,
+        ),
+        method in "(GET|POST)",
+        path in "(/(a|b|c)){1,3}",
+        query in "((p|q|r)=(v|w|/v|/v/w|/v/w/x|v/w|/|)&){0,3}",
+    ) {
+        let rules: Vec<Rule> = lines.iter().map(|(methods, path, name, value, more)| {
+            let path = if path.is_empty() { "/" } else { path };
+            rule(&format!("{methods} {path}?{name}={value}{more} Editor"))
+        }).collect();
+        let compiled = rules::Rules::new(&rules, &[], |_| true);
+        let query = query::Query::parse(&query);
+        let mut found = Vec::new();
+        compiled.each_by_query(&rules, &method, &path, &query, |id| found.push(id.index()));
+        found.sort_unstable();
+        found.dedup();
+        let each = rules.iter().enumerate().filter(|(_, rule)| {
+            rule.methods.covers(&method)
+                && rule.pattern.matches(&path, true)
+                && rule.query.iter().all(|condition| condition.holds(&query))
+        });
+        prop_assert_eq!(found, each.map(|(index, _)| index).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn no_reading_gives_a_laxer_answer_than_the_decision(raw in "/(admin|ADMIN|x|/|;|\\.|%2561|%20|%3f|users\\.php|%EF%BD%81|%25|2e){0,8}") {
         let policy = policy(&["* /* public", "* /admin/* Editor", "* /:x/users.php SuperAdmin", "* /x/admin deny"]);
         if let Ok(target) = policy.target("GET", &raw, None, []) {
