@@ -6,395 +6,27 @@
 
 pub mod connection;
 pub mod drain;
+pub mod gateway;
 pub mod handler;
 pub mod listener;
 pub mod trust;
 pub mod worker;
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
-use crate::config::raw;
-use crate::config::reload::{LoadError, Loader, Watch};
-use crate::config::snapshot::{Built, MissingKey, Snapshot, Surroundings};
-use crate::config::{Diagnostics, Source};
+use crate::config::reload::Loader;
+use crate::config::snapshot::{Built, MissingKey, Surroundings};
+use crate::config::{Source, raw};
 use crate::login::Login;
-use crate::observe::lines::{Audit, LineSink};
-use crate::observe::metrics::{Metrics, RuleCounters};
-use crate::observe::{LogFormat, LogLevel, start_logging};
-use crate::policy::diff::differences;
-use crate::policy::{Denied, Permit, RuleId};
-use crate::proxy::Slots;
+use crate::observe::lines::LineSink;
+use crate::observe::{LogFormat, start_logging};
 use crate::store::sqlite::SqliteUsers;
+pub use gateway::{Active, Gateway, Stage};
+use gateway::{level_name, warn_of};
 use handler::unix_now;
-
-/// How many changed answers a reload's log line names.
-const DIFFERENCES_SHOWN: usize = 20;
-
-/// A configuration in force, with the metric handles that its requests need.
-pub struct Active {
-    /// What requests are served with.
-    pub snapshot: Arc<Snapshot>,
-    generation: u64,
-    rules: Vec<RuleCounters>,
-    no_rule: RuleCounters,
-    slots: Arc<Slots>,
-}
-
-impl Active {
-    fn new(snapshot: Snapshot, generation: u64, metrics: &Metrics, slots: Arc<Slots>) -> Self {
-        let rules = snapshot.rule_labels.iter().map(|label| metrics.rule(label)).collect();
-        metrics.rules.set(i64::try_from(snapshot.rule_labels.len()).unwrap_or(i64::MAX));
-        Self { snapshot: Arc::new(snapshot), generation, rules, no_rule: metrics.rule("none"), slots }
-    }
-
-    /// Which configuration this is, counted from 1.
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// A rule in a few words.
-    pub fn rule_label(&self, rule: RuleId) -> &str {
-        &self.snapshot.rule_labels[rule.index()]
-    }
-
-    /// Counts a decision.
-    pub fn count(&self, rule: Option<RuleId>, decision: &Result<Permit, Denied>) {
-        let counters = rule.map_or(&self.no_rule, |rule| &self.rules[rule.index()]);
-        match decision {
-            Ok(_) => counters.allowed.inc(),
-            Err(Denied::Anonymous) => counters.unauthorized.inc(),
-            Err(Denied::Role) => counters.forbidden.inc(),
-        }
-    }
-
-    /// Counts and logs what a rule on trial would have answered, if it is another answer.
-    pub fn count_trial(
-        &self,
-        metrics: &Metrics,
-        rule: RuleId,
-        did: Result<(), Denied>,
-        would: Result<(), Denied>,
-    ) {
-        if did == would {
-            return;
-        }
-        let word = |decision: Result<(), Denied>| match decision {
-            Ok(()) => "allowed",
-            Err(Denied::Anonymous) => "401",
-            Err(Denied::Role) => "403",
-        };
-        let label = self.rule_label(rule);
-        metrics.trial(label, word(would));
-        tracing::info!(
-            rule = label,
-            answered = word(did),
-            would = word(would),
-            "a rule on trial would differ"
-        );
-    }
-}
-
-/// Where the process is in its life.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Stage {
-    /// Not serving yet.
-    Starting,
-    /// Serving.
-    Ready,
-    /// Serving, but about to stop.
-    Draining,
-}
-
-/// How the last attempt to load the configuration went.
-#[derive(Clone, Debug)]
-pub struct LastLoad {
-    /// Unix seconds.
-    pub at: u64,
-    /// Why it was refused.
-    pub error: Option<String>,
-}
-
-/// What all threads share.
-pub struct Gateway {
-    current: ArcSwap<Active>,
-    generation: AtomicU64,
-    stage: AtomicU8,
-    connections: AtomicUsize,
-    warned_of_proxy: AtomicBool,
-    loader: Loader,
-    /// Held by whoever is loading a configuration: one at a time.
-    surroundings: tokio::sync::Mutex<Surroundings>,
-    last_load: Mutex<LastLoad>,
-    watch: OnceLock<Watch>,
-    keys_wanted: Notify,
-    level: LogLevel,
-    /// Every metric.
-    pub metrics: Metrics,
-    /// Where log lines go.
-    pub lines: LineSink,
-    /// What they look like.
-    pub log_format: LogFormat,
-    /// Checks credentials.
-    pub login: Arc<Login>,
-    /// Where everything runs that may wait.
-    pub control: Handle,
-}
-
-impl Gateway {
-    /// The configuration in force.
-    pub fn current(&self) -> Arc<Active> {
-        self.current.load_full()
-    }
-
-    /// Changes whenever [`Gateway::current`] does.
-    pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    /// Where the process is in its life.
-    pub fn stage(&self) -> Stage {
-        match self.stage.load(Ordering::Acquire) {
-            0 => Stage::Starting,
-            1 => Stage::Ready,
-            _ => Stage::Draining,
-        }
-    }
-
-    fn set_stage(&self, stage: Stage) {
-        self.stage.store(stage as u8, Ordering::Release);
-    }
-
-    /// How the last attempt to load the configuration went.
-    pub fn last_load(&self) -> LastLoad {
-        self.last_load.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The configuration file, as given.
-    pub fn config_path(&self) -> &std::path::Path {
-        self.loader.path()
-    }
-
-    /// Writes an audit line.
-    pub fn audit(&self, audit: &Audit<'_>) {
-        let mut line = Vec::with_capacity(256);
-        audit.write(self.log_format, &mut line);
-        self.lines.deliver(line);
-    }
-
-    /// A token names a key that is not known: the key folder or a trusted issuer may have a new one.
-    /// Looked for soon, and never while a request waits.
-    pub fn look_for_keys(&self) {
-        self.keys_wanted.notify_one();
-    }
-
-    /// Waits until an unknown key makes looking worth while, and has the key folder looked at.
-    pub async fn keys_wanted(&self) {
-        self.keys_wanted.notified().await;
-        if let Some(watch) = self.watch.get() {
-            watch.look();
-        }
-    }
-
-    /// Says, once, that somebody untrusted speaks for others.
-    pub fn warn_of_undeclared_proxy(&self, peer: std::net::IpAddr) {
-        if !self.warned_of_proxy.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                %peer,
-                "requests from this address carry X-Forwarded-For, which is not believed: if it is a load \
-                 balancer of yours, list it in 'trusted_proxies', or everybody seems to come from there"
-            );
-        }
-    }
-
-    /// Loads the configuration again and swaps it in if it is valid; the old one stays otherwise.
-    ///
-    /// # Errors
-    /// Why it was refused; the log has said so.
-    pub async fn reload(self: &Arc<Self>, reason: &'static str) -> Result<(), LoadError> {
-        let surroundings = self.surroundings.lock().await;
-        self.reload_with(&surroundings, reason).await
-    }
-
-    /// As [`Gateway::reload`], with the keys at `url` as they were just fetched. Nothing happens if
-    /// they are the same as before.
-    pub async fn reload_keys(self: &Arc<Self>, url: &str, jwks: String) -> Result<(), LoadError> {
-        let mut surroundings = self.surroundings.lock().await;
-        if surroundings.fetched.get(url) == Some(&jwks) {
-            return Ok(());
-        }
-        let before = surroundings.fetched.insert(url.to_owned(), jwks);
-        let outcome = self.reload_with(&surroundings, "keys").await;
-        if outcome.is_err() {
-            // Try again with the next fetch; until then what was good stays.
-            match before {
-                Some(before) => surroundings.fetched.insert(url.to_owned(), before),
-                None => surroundings.fetched.remove(url),
-            };
-        }
-        outcome
-    }
-
-    async fn reload_with(
-        self: &Arc<Self>,
-        surroundings: &Surroundings,
-        reason: &'static str,
-    ) -> Result<(), LoadError> {
-        // A key that has gone is a mistake while the gateway runs, and no reason to make another.
-        let given = Surroundings {
-            fetched: surroundings.fetched.clone(),
-            missing_key: MissingKey::Refuse,
-            now: unix_now(),
-        };
-        let loader = self.loader.clone();
-        let old = self.current();
-        let loaded = tokio::task::spawn_blocking(move || {
-            let (built, source) = loader.load(&given)?;
-            let changes = Changes::between(&old.snapshot, &built.snapshot);
-            Ok((built, source, changes))
-        })
-        .await
-        .unwrap_or_else(|_| Err(LoadError::Unreadable("loading the configuration broke off".to_owned())));
-        let at = unix_now();
-        match loaded {
-            Ok((Built { snapshot, warnings }, source, changes)) => {
-                warn_of(&warnings, &source);
-                self.swap(snapshot, &changes, reason);
-                self.note(LastLoad { at, error: None });
-                Ok(())
-            }
-            Err(error) => {
-                let told = error.to_string();
-                tracing::error!(
-                    reason,
-                    problems = told,
-                    "the configuration is refused; the old one stays in force"
-                );
-                self.audit(&Audit::of("reload_refused", Some(reason)));
-                self.note(LastLoad { at, error: Some(told) });
-                Err(error)
-            }
-        }
-    }
-
-    fn note(&self, load: LastLoad) {
-        let good = load.error.is_none();
-        self.metrics.reload_successful.set(i64::from(good));
-        if good {
-            self.metrics.reload_time.set(i64::try_from(load.at).unwrap_or(i64::MAX));
-        }
-        *self.last_load.lock().unwrap_or_else(PoisonError::into_inner) = load;
-    }
-
-    fn swap(&self, snapshot: Snapshot, changes: &Changes, reason: &'static str) {
-        let old = self.current();
-        if let Some(watch) = self.watch.get() {
-            watch.follow(snapshot.watched.clone());
-        }
-        self.level.set(level_name(snapshot.log.level));
-        for name in old.snapshot.fixed.differences(&snapshot.fixed) {
-            tracing::warn!("'{name}' changes only with a restart; the rest of the configuration applies now");
-        }
-        let slots = if old.snapshot.upstream.max_connections == snapshot.upstream.max_connections {
-            Arc::clone(&old.slots)
-        } else {
-            Arc::new(Slots::new(snapshot.upstream.max_connections))
-        };
-        let generation = old.generation + 1;
-        self.current.store(Arc::new(Active::new(snapshot, generation, &self.metrics, slots)));
-        self.generation.store(generation, Ordering::Release);
-        tracing::info!(
-            reason,
-            rules_added = changes.added.join("; "),
-            rules_removed = changes.removed.join("; "),
-            answers_changed = changes.count,
-            answers = changes.answers.join("; "),
-            "the configuration is reloaded"
-        );
-        self.audit(&Audit::of("reload", Some(reason)));
-    }
-}
-
-impl Audit<'_> {
-    /// An event of the gateway's own, nobody's request.
-    fn of(event: &'static str, reason: Option<&'static str>) -> Audit<'static> {
-        Audit {
-            event,
-            request_id: None,
-            client: None,
-            user: None,
-            rule: None,
-            reason,
-            method: None,
-            path: None,
-        }
-    }
-}
-
-/// What a reload changes.
-struct Changes {
-    added: Vec<String>,
-    removed: Vec<String>,
-    answers: Vec<String>,
-    count: usize,
-}
-
-impl Changes {
-    fn between(old: &Snapshot, new: &Snapshot) -> Self {
-        let text = |snapshot: &Snapshot| -> std::collections::BTreeSet<String> {
-            let rules = snapshot.policy.rules().iter().zip(&snapshot.rule_labels);
-            rules.map(|(rule, label)| format!("{label}: {}", snapshot.policy.wording(rule.allow))).collect()
-        };
-        let (before, after) = (text(old), text(new));
-        let shown = |set: std::collections::btree_set::Difference<'_, String>| {
-            set.take(DIFFERENCES_SHOWN).cloned().collect::<Vec<_>>()
-        };
-        let (answers, count) = if before == after && old.policy.roles() == new.policy.roles() {
-            (Vec::new(), 0)
-        } else {
-            differences(&old.policy, &new.policy, DIFFERENCES_SHOWN)
-        };
-        Self {
-            added: shown(after.difference(&before)),
-            removed: shown(before.difference(&after)),
-            answers: answers
-                .into_iter()
-                .map(|d| format!("{} {} as {}: {} -> {}", d.method, d.path, d.caller, d.before, d.after))
-                .collect(),
-            count,
-        }
-    }
-}
-
-fn warn_of(warnings: &Diagnostics, source: &Source) {
-    for warning in warnings.iter() {
-        let place = warning.at.map_or(String::new(), |at| format!(":{}:{}", at.line, at.column));
-        tracing::warn!("{}{place}: {}", source.name, warning.problem);
-    }
-}
-
-fn level_name(level: raw::LogLevel) -> &'static str {
-    match level {
-        raw::LogLevel::Error => "error",
-        raw::LogLevel::Warn => "warn",
-        raw::LogLevel::Info => "info",
-        raw::LogLevel::Debug => "debug",
-        raw::LogLevel::Trace => "trace",
-    }
-}
-
-fn format_of(format: raw::LogFormat) -> LogFormat {
-    match format {
-        raw::LogFormat::Auto => LogFormat::automatic(),
-        raw::LogFormat::Text => LogFormat::Text,
-        raw::LogFormat::Json => LogFormat::Json,
-    }
-}
 
 /// Random bytes as hexadecimal digits, for names that must not repeat.
 pub fn random_hex(bytes: usize) -> String {
@@ -436,27 +68,8 @@ pub fn run(
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let users = SqliteUsers::open(&snapshot.fixed.users).await.map_err(|error| error.to_string())?;
         let users = Arc::new(users);
-        let metrics = Metrics::new();
-        let slots = Arc::new(Slots::new(snapshot.upstream.max_connections));
-        let gateway = Arc::new(Gateway {
-            current: ArcSwap::from_pointee(Active::new(snapshot, 1, &metrics, slots)),
-            generation: AtomicU64::new(1),
-            stage: AtomicU8::new(Stage::Starting as u8),
-            connections: AtomicUsize::new(0),
-            warned_of_proxy: AtomicBool::new(false),
-            loader,
-            surroundings: tokio::sync::Mutex::default(),
-            last_load: Mutex::new(LastLoad { at: unix_now(), error: None }),
-            watch: OnceLock::new(),
-            keys_wanted: Notify::new(),
-            level,
-            metrics,
-            lines,
-            log_format,
-            login: Arc::new(Login::new(users.clone(), cores)),
-            control: Handle::current(),
-        });
-        gateway.note(gateway.last_load());
+        let login = Login::new(users.clone(), cores);
+        let gateway = Gateway::new(snapshot, loader, login, lines, log_format, level);
         let outcome = serve(gateway, cores, ready).await;
         users.close().await;
         outcome
@@ -539,24 +152,13 @@ fn follow_changes(gateway: &Arc<Gateway>) -> Result<(), String> {
     Ok(())
 }
 
-impl crate::config::snapshot::Fixed {
-    /// The keys that differ and need a restart.
-    fn differences(&self, other: &Self) -> Vec<&'static str> {
-        let mut names = Vec::new();
-        for (differs, name) in [
-            (self.listen != other.listen, "listen"),
-            (self.admin != other.admin, "admin"),
-            (self.workers != other.workers, "workers"),
-            (self.users != other.users, "users"),
-            (self.log_format != other.log_format, "log.format"),
-        ] {
-            if differs {
-                names.push(name);
-            }
-        }
-        names
-    }
-}
-
 /// A moment between two attempts at something that failed.
 const PAUSE: Duration = Duration::from_millis(50);
+
+fn format_of(format: raw::LogFormat) -> LogFormat {
+    match format {
+        raw::LogFormat::Auto => LogFormat::automatic(),
+        raw::LogFormat::Text => LogFormat::Text,
+        raw::LogFormat::Json => LogFormat::Json,
+    }
+}
