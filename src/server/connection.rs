@@ -1,6 +1,6 @@
 //! One downstream connection: hyper behind the guard, from the first byte to the last.
 //!
-//! [`Guarded`] is what hyper reads from and writes to. It hands on one message at a time, each checked
+//! `Guarded` is what hyper reads from and writes to. It hands on one message at a time, each checked
 //! by `wire::hygiene`, and keeps the deadlines: a head that has begun must end within
 //! `header_timeout`; everything else may take as long as it likes while it moves.
 
