@@ -1,9 +1,11 @@
 //! What follows a 101: bytes both ways, until either side ends or the token does.
 
+use std::io;
 use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, split};
 use tokio::time::{sleep, timeout};
 
 /// How long the client may take to switch after the upstream has.
@@ -19,7 +21,8 @@ pub async fn carry(
 ) {
     let both = async { tokio::try_join!(downstream, upstream) };
     let Ok(Ok((downstream, upstream))) = timeout(HANDSHAKE_TIMEOUT, both).await else { return };
-    let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
+    let (mut from_client, mut to_client) = split(TokioIo::new(downstream));
+    let (mut from_upstream, mut to_upstream) = split(TokioIo::new(upstream));
     let expiry = async {
         match lifetime {
             Some(lifetime) => sleep(lifetime).await,
@@ -27,9 +30,22 @@ pub async fn carry(
         }
     };
     tokio::select! {
-        // An error of either end is the end of both; there is nobody left to tell.
-        _ = tokio::io::copy_bidirectional(&mut downstream, &mut upstream) => {}
+        // The end of either is the end of both: WebSocket knows no half-closed connection, and an upstream
+        // that never closes must not keep one alive for a client that has gone. What went wrong, there
+        // is nobody left to tell.
+        _ = pass_on(&mut from_client, &mut to_upstream) => {}
+        _ = pass_on(&mut from_upstream, &mut to_client) => {}
         () = expiry => {}
         () = end => {}
     }
+}
+
+/// Copies until `from` ends, and tells `to` so.
+async fn pass_on<R, W>(from: &mut R, to: &mut W) -> io::Result<()>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    tokio::io::copy(from, to).await?;
+    to.shutdown().await
 }

@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::worker::Worker;
+use super::worker::{ConnectionCount, Worker};
 use crate::timer::LazyTimer;
 use crate::wire::answer::Refusal;
 use crate::wire::client::Peer;
@@ -95,6 +95,8 @@ pub struct Connection {
     pub timer: Cell<LazyTimer>,
     waker: RefCell<Option<Waker>>,
     closing: Cell<bool>,
+    /// Given back when everything about it has ended, what follows an upgrade included.
+    _count: ConnectionCount,
 }
 
 impl Connection {
@@ -119,7 +121,7 @@ pub struct ConnectionLimits {
 }
 
 /// Serves `stream` until either side has had enough.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr) {
+pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, count: ConnectionCount) {
     let active = worker.active();
     let limits = active.connection_limits();
     let flags = Arc::new(Flags::default());
@@ -130,6 +132,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr) {
         timer: Cell::default(),
         waker: RefCell::default(),
         closing: Cell::new(false),
+        _count: count,
     });
     drop(active);
     let id = worker.remember(&connection);

@@ -339,11 +339,11 @@ impl Worker {
         let Forwarded { mut response, lease } = forwarded;
         let upstream = hyper::upgrade::on(&mut response);
         connection.flags.upgrade();
-        let worker = Rc::clone(self);
+        let (worker, connection) = (Rc::clone(self), Rc::clone(connection));
         tokio::task::spawn_local(async move {
             upgrade::carry(downstream, upstream, lifetime, worker.ended()).await;
-            // Its slot is free again only now.
-            drop(lease);
+            // Both count until now.
+            drop((lease, connection));
         });
         let (mut parts, _) = response.into_parts();
         strip_response(&mut parts.headers);

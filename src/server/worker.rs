@@ -332,10 +332,10 @@ async fn run(
                 Some((stream, address, count)) => {
                     let (worker, load) = (Rc::clone(&worker), Arc::clone(&load));
                     tokio::task::spawn_local(async move {
-                        // Both are given back whatever becomes of the connection, a panic included.
-                        let _count = (count, Loaded(load));
+                        // Given back, like the count, whatever becomes of the connection, a panic included.
+                        let _load = Loaded(load);
                         if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
-                            connection::serve(worker, stream, address).await;
+                            connection::serve(worker, stream, address, count).await;
                         }
                     });
                 }
