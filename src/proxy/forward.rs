@@ -77,6 +77,8 @@ pub async fn forward(
     };
     let again = match error {
         SendError::TimedOut => return Err(Refusal::UpstreamTimeout),
+        // Whatever came back, it was an answer.
+        SendError::Failed { error, .. } if error.is_parse() => return Err(classify(&error)),
         SendError::Failed { unsent, .. } if reused && (unsent.is_some() || spare.is_some()) => {
             unsent.map_or(spare, |unsent| Some(*unsent))
         }

@@ -984,3 +984,46 @@ async fn a_refused_second_request_does_not_cut_into_the_answer_to_the_first() {
     assert_eq!((status_of(&head), field(&head, "connection")), (400, Some("close")));
     assert_eq!(client.rest().await, "");
 }
+
+#[tokio::test]
+async fn a_request_that_was_answered_with_garbage_is_not_sent_again() {
+    let (upstream, _gateway, mut client) = three("workers: 1").await;
+    client.send(get("/first")).await;
+    let mut server = upstream.accept().await;
+    server.head().await;
+    server.send(OK).await;
+    client.message().await;
+    client.send(get("/x")).await;
+    server.head().await;
+    server.send("garbage\r\n\r\n").await;
+    assert_eq!(status_of(&client.message().await.0), 502);
+    assert!(upstream.is_untouched().await);
+}
+
+#[tokio::test]
+async fn a_client_that_asks_and_never_reads_is_asked_to_wait() {
+    let upstream = Upstream::start().await;
+    let gateway =
+        Gateway::start(&upstream, "rules: [{ path: /open, allow: public }, { path: /no, allow: Editor }]")
+            .await;
+    for path in ["/open", "/no"] {
+        let mut client = gateway.connect().await;
+        client.send(get(path)).await;
+        client.head().await;
+        let before = gateway.resident();
+        let request = get(path);
+        let many = request.repeat(1000);
+        let pause = std::time::Duration::from_millis(500);
+        let mut sent = 0;
+        while sent < LARGE / 2 {
+            let write = tokio::io::AsyncWriteExt::write_all(&mut client.stream, many.as_bytes());
+            if tokio::time::timeout(pause, write).await.is_err() {
+                break;
+            }
+            sent += many.len();
+        }
+        assert!(sent < LARGE / 2, "{path}: {sent} bytes of requests were taken");
+        let grown = gateway.resident().saturating_sub(before);
+        assert!(grown < 8 * 1024, "{path}: {grown} KiB more");
+    }
+}

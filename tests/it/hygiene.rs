@@ -479,3 +479,19 @@ async fn what_is_left_of_a_body_that_nobody_read_is_never_taken_for_a_request() 
         }
     }
 }
+
+#[tokio::test]
+async fn nothing_is_executed_behind_the_last_request_of_a_connection() {
+    let upstream = Upstream::start().await;
+    let gateway = Gateway::start(&upstream, OPEN).await;
+    for last in [
+        "GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        "GET /last HTTP/1.0\r\nHost: a\r\n\r\n",
+        "POST /last HTTP/1.1\r\nHost: a\r\nConnection: x, close\r\nContent-Length: 1\r\n\r\nx",
+    ] {
+        let answers = gateway.raw(format!("{last}{SECOND}").as_bytes()).await;
+        assert_eq!(answers.matches("HTTP/1.").count(), 1, "{answers}");
+        assert_eq!(upstream.last().target, "/last");
+    }
+    assert_eq!(upstream.count(), 3);
+}
