@@ -126,18 +126,18 @@ fn other_readings(text: &str, scripts: &[String]) -> Result<Vec<String>, PathErr
 /// A change to a whole path that some upstream makes; borrowed where it changes nothing.
 type Change = for<'t> fn(&'t str, &[String]) -> Cow<'t, str>;
 
-const CHANGES: [Change; 8] = [
+const CHANGES: [Change; 10] = [
     decode_again,
     split_encoded_slash,
     cut_parameters,
     compatibility_forms,
     cut_blanks,
     cut_trailing_dots,
-    cut_at_delimiter,
-    |text, scripts| match cut_after_script(text, scripts) {
-        Cow::Owned(cut) => Cow::Owned(cut),
-        Cow::Borrowed(text) => merge_slashes(text),
-    },
+    // Each by itself: an upstream may know the one and not the other.
+    |text, _| cut_at(text, '?'),
+    |text, _| cut_at(text, '#'),
+    cut_after_script,
+    |text, _| merge_slashes(text),
 ];
 
 /// A reading may merge slashes or be shorter; it must not bring up what would be refused as sent.
@@ -227,8 +227,8 @@ fn cut_trailing_dots<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
 }
 
 /// A `?` or `#` that was sent encoded, taken for the end of the path.
-fn cut_at_delimiter<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
-    text.find(['?', '#']).map_or(Cow::Borrowed(text), |end| Cow::Owned(absolute(&text[..end])))
+fn cut_at(text: &str, delimiter: char) -> Cow<'_, str> {
+    text.find(delimiter).map_or(Cow::Borrowed(text), |end| Cow::Owned(absolute(&text[..end])))
 }
 
 /// `/users.php/x` is `users.php` with path info `/x` (CGI, RFC 3875 §4.1.5).
@@ -296,6 +296,11 @@ mod tests {
             ("/users.PHP/x/y", "/users.PHP"),
             ("/users.php;a/x", "/users.php"),
             ("/users.php%20/x", "/users.php"),
+            ("//admin/users.php/x", "/admin/users.php/x"),
+            ("//admin/users.php/x", "/admin/users.php"),
+            ("/a%23b/c%3Fd", "/a"),
+            ("/a%23b/c%3Fd", "/a#b/c"),
+            ("/a%3Fb/c%23d", "/a?b/c"),
             ("/%EF%BD%81dmin", "/admin"),
             ("/%E2%84%AAeys", "/Keys"),
             ("/;x/admin", "/admin"),
