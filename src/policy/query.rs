@@ -140,7 +140,11 @@ impl Query {
             for pair in raw.split(separators).filter(|pair| !pair.is_empty()) {
                 let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
                 for (name, value) in decodings(name).zip_longest(decodings(value)) {
-                    parameters.push((canonical_name(&name), canonical_value(&value)));
+                    let value = canonical_value(&value);
+                    if let Some(name) = unclosed_name(&name) {
+                        parameters.push((name, value.clone()));
+                    }
+                    parameters.push((canonical_name(&name), value));
                 }
             }
         };
@@ -222,6 +226,12 @@ fn canonical_name(name: &str) -> String {
     fold(&name[..end]).replace(['.', ' '], "_")
 }
 
+/// The other thing that PHP makes of a name with a `[`: where no `]` follows, the bracket is no index but
+/// one more `_`, so that `rest[route` is `rest_route`.
+fn unclosed_name(name: &str) -> Option<String> {
+    name.contains('[').then(|| canonical_name(&name.replace('[', "_")))
+}
+
 /// A value without regard to letter case; one that looks like a path loses doubled and trailing
 /// slashes, because the CMS that routes by it does not care either.
 fn canonical_value(value: &str) -> String {
@@ -253,6 +263,8 @@ mod tests {
             ("rest_route", "/wp/v2/users", "rest%5froute=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "%20rest_route=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "rest_route[]=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "rest[route=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "rest%5broute=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "a=b&rest_route=x&rest_route=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "a=b;rest_route=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "rest_route=//wp/v2//users/", true),

@@ -305,6 +305,31 @@ fn naive(rules: &[Rule], method: &str, text: &str) -> Option<usize> {
     candidates.max_by_key(|i| specificity(&rules[*i]))
 }
 
+#[test]
+fn one_reading_never_hides_another() {
+    let policy = policy(&[
+        "* /* public",
+        "* /admin/* deny",
+        "* /admin/x.php public",
+        "* /:site/secret Editor",
+        "* /:site/secret?rest_route=/users SuperAdmin",
+    ]);
+    for (target, expected) in [
+        // With slashes merged and not cut behind the script.
+        ("//admin/x.php/y", "deny"),
+        ("/admin//x.php/y", "deny"),
+        ("/admin/x.php", "public"),
+        // Cut at the one delimiter and not at the other that stands before it.
+        ("/a%23b/secret%3Fc", "Editor"),
+        ("/a%3Fb/secret%23c", "Editor"),
+        // PHP reads a bracket that is never closed as an underscore.
+        ("/a/secret?rest[route=/users", "SuperAdmin"),
+        ("/a/secret?rest[route]=/users", "Editor"),
+    ] {
+        assert_eq!(needs(&policy, "GET", target), expected, "{target}");
+    }
+}
+
 proptest! {
     #[test]
     fn the_trie_equals_a_naive_matcher(
