@@ -47,7 +47,7 @@ impl QueryCondition {
 
     /// Whether any parameter of `query` satisfies the condition.
     pub(super) fn holds(&self, query: &Query) -> bool {
-        query.parameters.iter().any(|(name, value)| *name == self.folded_name && self.value.accepts(value))
+        query.values(&self.folded_name).any(|value| self.value.accepts(value))
     }
 }
 
@@ -129,6 +129,8 @@ impl<T: Copy> ByParameter<T> {
 /// A query string taken apart: every occurrence of every parameter, names and values canonical.
 #[derive(Clone, Debug, Default)]
 pub struct Query {
+    /// Sorted: a query may hold thousands, and one condition of a rule is looked for at each that
+    /// satisfies another.
     parameters: Vec<(String, String)>,
 }
 
@@ -152,7 +154,6 @@ impl Query {
         if raw.contains(';') {
             read(&['&', ';']);
         }
-        // Sorted and not searched at each: a query may hold ten thousand.
         parameters.sort_unstable();
         parameters.dedup();
         Self { parameters }
@@ -160,7 +161,11 @@ impl Query {
 
     /// Every value of the parameter of that canonical name.
     pub(super) fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.parameters.iter().filter(move |(given, _)| given == name).map(|(_, value)| value.as_str())
+        let first = self.parameters.partition_point(|(given, _)| given.as_str() < name);
+        self.parameters[first..]
+            .iter()
+            .take_while(move |(given, _)| given == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 

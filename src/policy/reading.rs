@@ -18,6 +18,13 @@ use super::query::Query;
 /// More readings of one path than this, and it is refused: no honest path comes near.
 const MAX_READINGS: usize = 64;
 
+/// More bytes in all readings of one path together: a long path has its few, a short one all of its many.
+const MAX_READING_BYTES: usize = 64 * 1024;
+
+/// More methods that headers and `_method` name besides the request's own, and it is refused: each costs
+/// what a request costs.
+const MAX_OVERRIDES: usize = 8;
+
 /// How paths are read; `paths` of the configuration.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct PathOptions {
@@ -66,6 +73,9 @@ impl<'a> Target<'a> {
         named.retain(|name| !name.is_empty() && name != method);
         named.sort_unstable();
         named.dedup();
+        if named.len() > MAX_OVERRIDES {
+            return Err(PathError::TooManyReadings);
+        }
         Ok(Self { method, overrides: named, path, query, others })
     }
 
@@ -103,6 +113,7 @@ impl<'a> Target<'a> {
 /// Everything that `text` can be read as, itself left out.
 fn other_readings(text: &str, scripts: &[String]) -> Result<Vec<String>, PathError> {
     let mut found = vec![text.to_owned()];
+    let mut bytes = text.len();
     let mut next = 0;
     while next < found.len() {
         let current = found[next].clone();
@@ -112,7 +123,8 @@ fn other_readings(text: &str, scripts: &[String]) -> Result<Vec<String>, PathErr
                 continue;
             }
             refuse_what_appeared(&current, &changed)?;
-            if found.len() == MAX_READINGS {
+            bytes += changed.len();
+            if found.len() == MAX_READINGS || bytes > MAX_READING_BYTES {
                 return Err(PathError::TooManyReadings);
             }
             found.push(changed);
@@ -360,6 +372,23 @@ mod tests {
         if let Ok(found) = readings(&raw) {
             assert!(found.len() <= MAX_READINGS);
         }
+        // The same readings of a path that is long, and of one that is not.
+        for (times, verdict) in [(1, true), (400, false)] {
+            let raw = format!("{}//q", "/%2525252541;x%20.".repeat(times));
+            let refused = readings(&raw).err();
+            assert_eq!(refused, (!verdict).then_some(PathError::TooManyReadings), "{times}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_names_more_methods_than_any_honest_one_is_refused() {
+        let methods = |count: usize| {
+            let query: String = (0..count).map(|n| format!("&_method=M{n}")).collect();
+            Target::parse("POST", "/", Some(&query), [], &PathOptions::default())
+                .map(|target| target.methods().count())
+        };
+        assert_eq!(methods(MAX_OVERRIDES), Ok(1 + MAX_OVERRIDES));
+        assert_eq!(methods(MAX_OVERRIDES + 1), Err(PathError::TooManyReadings));
     }
 
     proptest! {
