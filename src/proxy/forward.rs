@@ -77,6 +77,7 @@ pub async fn forward(
     };
     let again = match error {
         SendError::TimedOut => return Err(Refusal::UpstreamTimeout),
+        SendError::UnknownCoding => return Err(Refusal::UpstreamReset),
         // Whatever came back, it was an answer.
         SendError::Failed { error, .. } if error.is_parse() => return Err(classify(&error)),
         SendError::Failed { unsent, .. } if reused && (unsent.is_some() || spare.is_some()) => {
@@ -92,12 +93,14 @@ pub async fn forward(
     match send(&mut lease, request, progress.as_deref(), response_timeout, timer).await {
         Ok(response) => Ok(Forwarded { response, lease }),
         Err(SendError::TimedOut) => Err(Refusal::UpstreamTimeout),
+        Err(SendError::UnknownCoding) => Err(Refusal::UpstreamReset),
         Err(SendError::Failed { error, .. }) => Err(classify(&error)),
     }
 }
 
 enum SendError {
     TimedOut,
+    UnknownCoding,
     Failed { error: hyper::Error, unsent: Option<Box<Request<RequestBody>>> },
 }
 
@@ -112,12 +115,20 @@ async fn send(
     let since = || progress.map_or(Some(begin), Progress::last);
     match timer.within(limit, since, lease.http().try_send_request(request)).await {
         None => Err(SendError::TimedOut),
+        Some(Ok(response)) if has_other_coding(&response) => Err(SendError::UnknownCoding),
         Some(Ok(response)) => Ok(response),
         Some(Err(mut failed)) => {
             let unsent = failed.take_message().map(Box::new);
             Err(SendError::Failed { error: failed.into_error(), unsent })
         }
     }
+}
+
+/// Whether the body comes in a transfer coding besides chunks: the client would get it coded and not be
+/// told (RFC 9112 §6.1), since the header that names it is hop-by-hop.
+fn has_other_coding(response: &Response<Incoming>) -> bool {
+    let mut codings = response.headers().get_all(TRANSFER_ENCODING).iter();
+    codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
 }
 
 /// What a failure before the response was: the client's body, or the upstream.

@@ -170,7 +170,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, c
 }
 
 /// Says why reading stopped, where hyper had no request to answer.
-async fn refuse(worker: &Worker, connection: &Connection, mut io: Guarded, why: HeadError) {
+async fn refuse(worker: &Rc<Worker>, connection: &Connection, mut io: Guarded, why: HeadError) {
     let bytes = worker.refuse_unread(connection, &Refusal::Head(why));
     let farewell = async {
         io.stream.write_all(&bytes).await?;

@@ -30,6 +30,9 @@ use crate::wire::client::{Peer, REQUEST_ID};
 use crate::wire::credentials::{self, Credentials};
 use crate::wire::headers::{Stripped, strip_response};
 
+/// As many headers as the gateway adds, or nearly.
+const SPOKEN: usize = 10;
+
 /// What is known of a request, for its log lines: filled in as it goes.
 struct Record {
     started: Instant,
@@ -311,6 +314,8 @@ impl Worker {
     ) {
         let identity = &active.snapshot.identity;
         let headers = &mut parts.headers;
+        // Once for all that follow, instead of growing on the way.
+        headers.reserve(SPOKEN);
         connection.peer.borrow_mut().1.describe(headers, || record.request_id.clone());
         if let Some(theirs) = headers.get(REQUEST_ID) {
             // A trusted proxy has named the request already.

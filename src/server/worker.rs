@@ -266,16 +266,31 @@ impl Worker {
     }
 
     /// What a client is told whose request could not even be read.
-    pub fn refuse_unread(&self, connection: &Connection, refusal: &Refusal) -> Vec<u8> {
+    pub fn refuse_unread(self: &Rc<Self>, connection: &Connection, refusal: &Refusal) -> Vec<u8> {
         let active = self.active();
         let metrics = &self.gateway.metrics;
         metrics.refusal(refusal.code());
         metrics.response(refusal.status().as_u16());
         let id = self.request_id();
         let id = id.to_str().unwrap_or_default();
-        let client = connection.address.ip().to_canonical();
-        tracing::debug!(%client, code = refusal.code(), request_id = id, "refused unread");
-        refusal.bytes(&active.snapshot.errors, id)
+        let bytes = refusal.bytes(&active.snapshot.errors, id);
+        if active.snapshot.log.access {
+            self.log_access(&Access {
+                request_id: id,
+                client: connection.address.ip().to_canonical(),
+                // Whatever stood there was not to be read.
+                method: "-",
+                path: "-",
+                status: refusal.status().as_u16(),
+                bytes: bytes.len() as u64,
+                complete: true,
+                took: Duration::ZERO,
+                rule: None,
+                decision: refusal.code(),
+                user: None,
+            });
+        }
+        bytes
     }
 }
 

@@ -31,12 +31,14 @@ pub fn read(headers: &HeaderMap) -> Result<Credentials<'_>, Ambiguous> {
         return Err(Ambiguous);
     }
     let bytes = value.as_bytes();
-    let scheme = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
+    let scheme_end = bytes.iter().position(|byte| matches!(byte, b' ' | b'\t')).unwrap_or(bytes.len());
+    let (scheme, rest) = bytes.split_at(scheme_end);
     if !scheme.eq_ignore_ascii_case(b"bearer") {
         return Ok(Credentials::OtherScheme);
     }
-    // What is not visible ASCII is no token; as an empty one it is refused like any malformed one.
-    let token = value.to_str().unwrap_or_default().get(scheme.len()..).unwrap_or_default();
+    // What is no text, or stands behind a tab, is no token; as an empty one it is refused like any
+    // malformed one.
+    let token = std::str::from_utf8(rest).ok().filter(|rest| !rest.starts_with('\t')).unwrap_or_default();
     Ok(Credentials::Bearer(token.trim_matches(' ')))
 }
 
@@ -54,10 +56,10 @@ mod tests {
             ("Bearer", Credentials::Bearer("")),
             ("Bearer a b", Credentials::Bearer("a b")),
             ("Bearerabc", Credentials::OtherScheme),
-            ("Bearer\tabc", Credentials::OtherScheme),
+            ("Bearer\tabc", Credentials::Bearer("")),
             ("Basic YTpi", Credentials::OtherScheme),
             ("", Credentials::OtherScheme),
-            ("Bearer \u{e9}", Credentials::Bearer("")),
+            ("Bearer \u{e9}", Credentials::Bearer("\u{e9}")),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(AUTHORIZATION, HeaderValue::from_bytes(value.as_bytes()).unwrap());

@@ -389,6 +389,7 @@ async fn an_upstream_that_fails_before_its_answer_is_a_502() {
         ("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", "has two lengths"),
         ("HTTP/1.1 200 OK\r\nbad header: x\r\n\r\n", "has a malformed header"),
         ("SSH-2.0-OpenSSH_9.2\r\n", "is another protocol"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nx", "has another coding"),
         ("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n", "switches"),
     ] {
         let (upstream, gateway, mut client) = three("").await;
