@@ -65,10 +65,9 @@ impl<'a> Target<'a> {
         let others =
             if path.is_plain() { Vec::new() } else { other_readings(path.as_str(), &options.scripts)? };
         let query = query.map(Query::parse);
-        let mut named: Vec<String> =
-            overrides.into_iter().map(|value| value.trim().to_ascii_uppercase()).collect();
+        let mut named: Vec<String> = overrides.into_iter().map(method_named_by).collect();
         if let Some(query) = &query {
-            named.extend(query.values("_method").map(|value| value.trim().to_ascii_uppercase()));
+            named.extend(query.values("_method").map(method_named_by));
         }
         named.retain(|name| !name.is_empty() && name != method);
         named.sort_unstable();
@@ -108,6 +107,12 @@ impl<'a> Target<'a> {
     pub(super) fn without_overrides(&self) -> impl Iterator<Item = &str> + Clone {
         std::iter::once(self.method)
     }
+}
+
+/// The method that a header or parameter names. What is not ASCII is no part of any, but may be a blank to
+/// an upstream that trims (U+00A0, as one byte or as two).
+fn method_named_by(value: &str) -> String {
+    value.chars().filter(char::is_ascii).collect::<String>().trim().to_ascii_uppercase()
 }
 
 /// Everything that `text` can be read as, itself left out.
@@ -359,6 +364,10 @@ mod tests {
         assert_eq!(methods(None, &["delete"]), ["POST", "DELETE"]);
         assert_eq!(methods(Some("_method=put&_METHOD=PATCH"), &[]), ["POST", "PATCH", "PUT"]);
         assert_eq!(methods(Some("_method=post"), &["POST", ""]), ["POST"]);
+        assert_eq!(
+            methods(Some("_method=put%A0"), &["delete\u{a0}", "\u{fffd}Patch"]),
+            ["POST", "DELETE", "PATCH", "PUT"]
+        );
     }
 
     #[test]
