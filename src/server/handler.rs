@@ -12,7 +12,7 @@ use http::header::{
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
@@ -441,33 +441,36 @@ impl Worker {
         };
         let snapshot = std::sync::Arc::clone(&active.snapshot);
         let service = std::sync::Arc::clone(&self.gateway.login);
-        // The store's connections live on the control runtime, and waiting there holds up no request.
+        let (gateway, client) = (std::sync::Arc::clone(&self.gateway), record.client);
+        let request_id = record.request_id.clone();
+        // The store's connections live on the control runtime, and waiting there holds up no request. What
+        // became of it is told there, too: a client that leaves early is audited like one that stays.
         let answered = self.gateway.control.spawn(async move {
-            match &snapshot.login {
+            let (user, answer) = match &snapshot.login {
                 Some(settings) => {
                     service.log_in(settings, snapshot.signer.as_ref(), snapshot.ttl.as_secs(), attempt).await
                 }
                 None => (None, Err(Refusal::Internal("login is off"))),
-            }
+            };
+            // The same closed list in the metric and the audit line; what more there is to say is in the log.
+            let reason = answer.as_ref().err().map(|refusal| match refusal {
+                Refusal::WrongCredentials(why) => why,
+                other => other.code(),
+            });
+            gateway.metrics.login(reason.unwrap_or("success"));
+            gateway.audit(&Audit {
+                event: if answer.is_ok() { "login" } else { "login_failed" },
+                request_id: request_id.to_str().ok(),
+                client: Some(client),
+                user: user.as_deref(),
+                rule: None,
+                reason,
+                method: None,
+                path: None,
+            });
+            answer
         });
-        let (user, answer) = answered.await.unwrap_or((None, Err(Refusal::Internal("the login broke off"))));
-        // The same closed list in the metric and the audit line; what more there is to say is in the log.
-        let reason = answer.as_ref().err().map(|refusal| match refusal {
-            Refusal::WrongCredentials(why) => why,
-            other => other.code(),
-        });
-        self.gateway.metrics.login(reason.unwrap_or("success"));
-        self.log_audit(&Audit {
-            event: if answer.is_ok() { "login" } else { "login_failed" },
-            request_id: record.request_id.to_str().ok(),
-            client: Some(record.client),
-            user: user.as_deref(),
-            rule: None,
-            reason,
-            method: None,
-            path: None,
-        });
-        answer
+        answered.await.unwrap_or(Err(Refusal::Internal("the login broke off")))
     }
 
     /// Refusals are counted all; those that concern who somebody is are audit events as well.

@@ -27,6 +27,31 @@ async fn a_client_that_leaves_before_the_answer_leaves_its_access_line() {
 }
 
 #[tokio::test]
+async fn a_login_whose_client_leaves_is_audited_all_the_same() {
+    let upstream = Upstream::start().await;
+    let gateway = Gateway::start(&upstream, OPEN).await;
+    let body = r#"{"username":"vera","password":"a wrong guess"}"#;
+    let login = format!(
+        "POST /auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        let mut client = gateway.connect().await;
+        client.send(&login).await;
+        clients.push(client);
+    }
+    // The others wait for a core by then: a password takes much longer than a request does to be read.
+    assert_eq!(status_of(&clients[0].head().await), 401);
+    drop(clients);
+    let failures = |lines: &[String]| lines.iter().filter(|line| line.contains("login_failed")).count();
+    let mut seen = 0;
+    while failures(&gateway.lines()) < 8 {
+        seen = gateway.wait_for_line(seen, |line| line.contains("login_failed")).await + 1;
+    }
+}
+
+#[tokio::test]
 async fn a_request_that_the_end_of_the_gateway_cuts_leaves_its_access_line() {
     let upstream = RawUpstream::start().await;
     let mut gateway =
