@@ -333,11 +333,14 @@ impl Policy {
                         each(method, folded, true, requirement, why);
                     }
                 }
-                if let Some(query) = target.query() {
-                    rules.each_by_query(&self.list, method, text, query, |id| {
-                        each(method, text, false, self.list[id.index()].allow, Because::QueryRule(id));
-                    });
-                }
+            }
+            if let Some(query) = target.query() {
+                rules.each_by_query(&self.list, text, query, |id| {
+                    let rule = &self.list[id.index()];
+                    for method in methods.clone().filter(|method| rule.methods.covers(method)) {
+                        each(method, text, false, rule.allow, Because::QueryRule(id));
+                    }
+                });
             }
         }
     }

@@ -42,7 +42,7 @@ pub enum PathError {
     RawNonAscii,
     /// What the escapes decode to is not UTF-8 (overlong forms included).
     InvalidUtf8,
-    /// More ways to read it than any honest path has.
+    /// More ways to read it, or more methods named for it, than any honest request has.
     TooManyReadings,
 }
 
@@ -76,7 +76,7 @@ impl fmt::Display for PathError {
             Self::Fragment => "the path holds a fragment",
             Self::RawNonAscii => "the path holds a byte outside ASCII that is not percent-encoded",
             Self::InvalidUtf8 => "the path does not decode to UTF-8",
-            Self::TooManyReadings => "the path can be read in too many ways",
+            Self::TooManyReadings => "the request can be read in too many ways",
         })
     }
 }

@@ -47,7 +47,7 @@ impl QueryCondition {
 
     /// Whether any parameter of `query` satisfies the condition.
     pub(super) fn holds(&self, query: &Query) -> bool {
-        query.parameters.iter().any(|(name, value)| *name == self.folded_name && self.value.accepts(value))
+        query.values(&self.folded_name).any(|value| self.value.accepts(value))
     }
 }
 
@@ -129,6 +129,8 @@ impl<T: Copy> ByParameter<T> {
 /// A query string taken apart: every occurrence of every parameter, names and values canonical.
 #[derive(Clone, Debug, Default)]
 pub struct Query {
+    /// Sorted: a query may hold thousands, and one condition of a rule is looked for at each that
+    /// satisfies another.
     parameters: Vec<(String, String)>,
 }
 
@@ -140,7 +142,11 @@ impl Query {
             for pair in raw.split(separators).filter(|pair| !pair.is_empty()) {
                 let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
                 for (name, value) in decodings(name).zip_longest(decodings(value)) {
-                    parameters.push((canonical_name(&name), canonical_value(&value)));
+                    let value = canonical_value(&value);
+                    if let Some(name) = unclosed_name(&name) {
+                        parameters.push((name, value.clone()));
+                    }
+                    parameters.push((canonical_name(&name), value));
                 }
             }
         };
@@ -148,7 +154,6 @@ impl Query {
         if raw.contains(';') {
             read(&['&', ';']);
         }
-        // Sorted and not searched at each: a query may hold ten thousand.
         parameters.sort_unstable();
         parameters.dedup();
         Self { parameters }
@@ -156,7 +161,11 @@ impl Query {
 
     /// Every value of the parameter of that canonical name.
     pub(super) fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.parameters.iter().filter(move |(given, _)| given == name).map(|(_, value)| value.as_str())
+        let first = self.parameters.partition_point(|(given, _)| given.as_str() < name);
+        self.parameters[first..]
+            .iter()
+            .take_while(move |(given, _)| given == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -222,6 +231,12 @@ fn canonical_name(name: &str) -> String {
     fold(&name[..end]).replace(['.', ' '], "_")
 }
 
+/// The other thing that PHP makes of a name with a `[`: where no `]` follows, the bracket is no index but
+/// one more `_`, so that `rest[route` is `rest_route`.
+fn unclosed_name(name: &str) -> Option<String> {
+    name.contains('[').then(|| canonical_name(&name.replace('[', "_")))
+}
+
 /// A value without regard to letter case; one that looks like a path loses doubled and trailing
 /// slashes, because the CMS that routes by it does not care either.
 fn canonical_value(value: &str) -> String {
@@ -253,6 +268,8 @@ mod tests {
             ("rest_route", "/wp/v2/users", "rest%5froute=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "%20rest_route=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "rest_route[]=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "rest[route=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "rest%5broute=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "a=b&rest_route=x&rest_route=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "a=b;rest_route=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "rest_route=//wp/v2//users/", true),

@@ -18,6 +18,13 @@ use super::query::Query;
 /// More readings of one path than this, and it is refused: no honest path comes near.
 const MAX_READINGS: usize = 64;
 
+/// More bytes in all readings of one path together: a long path has its few, a short one all of its many.
+const MAX_READING_BYTES: usize = 64 * 1024;
+
+/// More methods that headers and `_method` name besides the request's own, and it is refused: each costs
+/// what a request costs.
+const MAX_OVERRIDES: usize = 8;
+
 /// How paths are read; `paths` of the configuration.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct PathOptions {
@@ -58,14 +65,16 @@ impl<'a> Target<'a> {
         let others =
             if path.is_plain() { Vec::new() } else { other_readings(path.as_str(), &options.scripts)? };
         let query = query.map(Query::parse);
-        let mut named: Vec<String> =
-            overrides.into_iter().map(|value| value.trim().to_ascii_uppercase()).collect();
+        let mut named: Vec<String> = overrides.into_iter().map(method_named_by).collect();
         if let Some(query) = &query {
-            named.extend(query.values("_method").map(|value| value.trim().to_ascii_uppercase()));
+            named.extend(query.values("_method").map(method_named_by));
         }
         named.retain(|name| !name.is_empty() && name != method);
         named.sort_unstable();
         named.dedup();
+        if named.len() > MAX_OVERRIDES {
+            return Err(PathError::TooManyReadings);
+        }
         Ok(Self { method, overrides: named, path, query, others })
     }
 
@@ -100,9 +109,16 @@ impl<'a> Target<'a> {
     }
 }
 
+/// The method that a header or parameter names. What is not ASCII is no part of any, but may be a blank to
+/// an upstream that trims (U+00A0, as one byte or as two).
+fn method_named_by(value: &str) -> String {
+    value.chars().filter(char::is_ascii).collect::<String>().trim().to_ascii_uppercase()
+}
+
 /// Everything that `text` can be read as, itself left out.
 fn other_readings(text: &str, scripts: &[String]) -> Result<Vec<String>, PathError> {
     let mut found = vec![text.to_owned()];
+    let mut bytes = text.len();
     let mut next = 0;
     while next < found.len() {
         let current = found[next].clone();
@@ -112,7 +128,8 @@ fn other_readings(text: &str, scripts: &[String]) -> Result<Vec<String>, PathErr
                 continue;
             }
             refuse_what_appeared(&current, &changed)?;
-            if found.len() == MAX_READINGS {
+            bytes += changed.len();
+            if found.len() == MAX_READINGS || bytes > MAX_READING_BYTES {
                 return Err(PathError::TooManyReadings);
             }
             found.push(changed);
@@ -126,18 +143,18 @@ fn other_readings(text: &str, scripts: &[String]) -> Result<Vec<String>, PathErr
 /// A change to a whole path that some upstream makes; borrowed where it changes nothing.
 type Change = for<'t> fn(&'t str, &[String]) -> Cow<'t, str>;
 
-const CHANGES: [Change; 8] = [
+const CHANGES: [Change; 10] = [
     decode_again,
     split_encoded_slash,
     cut_parameters,
     compatibility_forms,
     cut_blanks,
     cut_trailing_dots,
-    cut_at_delimiter,
-    |text, scripts| match cut_after_script(text, scripts) {
-        Cow::Owned(cut) => Cow::Owned(cut),
-        Cow::Borrowed(text) => merge_slashes(text),
-    },
+    // Each by itself: an upstream may know the one and not the other.
+    |text, _| cut_at(text, '?'),
+    |text, _| cut_at(text, '#'),
+    cut_after_script,
+    |text, _| merge_slashes(text),
 ];
 
 /// A reading may merge slashes or be shorter; it must not bring up what would be refused as sent.
@@ -227,8 +244,8 @@ fn cut_trailing_dots<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
 }
 
 /// A `?` or `#` that was sent encoded, taken for the end of the path.
-fn cut_at_delimiter<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
-    text.find(['?', '#']).map_or(Cow::Borrowed(text), |end| Cow::Owned(absolute(&text[..end])))
+fn cut_at(text: &str, delimiter: char) -> Cow<'_, str> {
+    text.find(delimiter).map_or(Cow::Borrowed(text), |end| Cow::Owned(absolute(&text[..end])))
 }
 
 /// `/users.php/x` is `users.php` with path info `/x` (CGI, RFC 3875 §4.1.5).
@@ -296,6 +313,11 @@ mod tests {
             ("/users.PHP/x/y", "/users.PHP"),
             ("/users.php;a/x", "/users.php"),
             ("/users.php%20/x", "/users.php"),
+            ("//admin/users.php/x", "/admin/users.php/x"),
+            ("//admin/users.php/x", "/admin/users.php"),
+            ("/a%23b/c%3Fd", "/a"),
+            ("/a%23b/c%3Fd", "/a#b/c"),
+            ("/a%3Fb/c%23d", "/a?b/c"),
             ("/%EF%BD%81dmin", "/admin"),
             ("/%E2%84%AAeys", "/Keys"),
             ("/;x/admin", "/admin"),
@@ -342,6 +364,10 @@ mod tests {
         assert_eq!(methods(None, &["delete"]), ["POST", "DELETE"]);
         assert_eq!(methods(Some("_method=put&_METHOD=PATCH"), &[]), ["POST", "PATCH", "PUT"]);
         assert_eq!(methods(Some("_method=post"), &["POST", ""]), ["POST"]);
+        assert_eq!(
+            methods(Some("_method=put%A0"), &["delete\u{a0}", "\u{fffd}Patch"]),
+            ["POST", "DELETE", "PATCH", "PUT"]
+        );
     }
 
     #[test]
@@ -355,6 +381,23 @@ mod tests {
         if let Ok(found) = readings(&raw) {
             assert!(found.len() <= MAX_READINGS);
         }
+        // The same readings of a path that is long, and of one that is not.
+        for (times, verdict) in [(1, true), (400, false)] {
+            let raw = format!("{}//q", "/%2525252541;x%20.".repeat(times));
+            let refused = readings(&raw).err();
+            assert_eq!(refused, (!verdict).then_some(PathError::TooManyReadings), "{times}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_names_more_methods_than_any_honest_one_is_refused() {
+        let methods = |count: usize| {
+            let query: String = (0..count).map(|n| format!("&_method=M{n}")).collect();
+            Target::parse("POST", "/", Some(&query), [], &PathOptions::default())
+                .map(|target| target.methods().count())
+        };
+        assert_eq!(methods(MAX_OVERRIDES), Ok(1 + MAX_OVERRIDES));
+        assert_eq!(methods(MAX_OVERRIDES + 1), Err(PathError::TooManyReadings));
     }
 
     proptest! {

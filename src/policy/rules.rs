@@ -152,12 +152,11 @@ impl Rules {
         self.folded.is_some()
     }
 
-    /// Calls `each` with the query rules that match; with one more than once where several parameters
-    /// satisfy it.
+    /// Calls `each` with the query rules that match, whatever their methods; with one more than once
+    /// where several parameters satisfy it.
     pub(super) fn each_by_query(
         &self,
         rules: &[Rule],
-        method: &str,
         text: &str,
         query: &Query,
         mut each: impl FnMut(RuleId),
@@ -165,10 +164,7 @@ impl Rules {
         let Some(by_query) = &self.by_query else { return };
         by_query.each(0, segments(&fold(text)), &mut |by_parameter| {
             by_parameter.each(query, |id| {
-                let rule = &rules[id.index()];
-                if rule.methods.covers(method)
-                    && rule.query[1..].iter().all(|condition| condition.holds(query))
-                {
+                if rules[id.index()].query[1..].iter().all(|condition| condition.holds(query)) {
                     each(id);
                 }
             });

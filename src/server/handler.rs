@@ -1,5 +1,6 @@
 //! A request, from its head to the first byte of its answer: the order of the steps is the contract's.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -15,6 +16,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::connection::Connection;
@@ -57,14 +59,28 @@ struct Ending {
     active: Rc<Local>,
     connection: Rc<Connection>,
     record: Record,
+    finished: Cell<bool>,
+}
+
+/// A client that left before it was answered. No answer bears it; other proxies log the same.
+const CLIENT_LEFT: u16 = 499;
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // The upstream may have acted on the request all the same, so leaving early hides nothing.
+        if !self.finished.get() && !std::thread::panicking() {
+            self.finish(CLIENT_LEFT, 0, false);
+        }
+    }
 }
 
 impl Ending {
-    fn finish(&self, status: StatusCode, bytes: u64, complete: bool) {
+    fn finish(&self, status: u16, bytes: u64, complete: bool) {
+        self.finished.set(true);
         self.connection.flags.end();
         let took = self.record.started.elapsed();
         let metrics = &self.worker.gateway.metrics;
-        metrics.response(status.as_u16());
+        metrics.response(status);
         metrics.seconds.observe(took.as_secs_f64());
         if !self.active.snapshot.log.access {
             return;
@@ -75,7 +91,7 @@ impl Ending {
             client: record.client,
             method: record.method.as_str(),
             path: record.path(),
-            status: status.as_u16(),
+            status,
             bytes,
             complete,
             took,
@@ -139,13 +155,14 @@ impl Worker {
             active: Rc::clone(&active),
             connection: Rc::clone(&connection),
             record,
+            finished: Cell::new(false),
         };
         let outcome = self.answer(&active, &connection, parts, body, &mut ending.record).await;
         Ok(match outcome {
             Ok(Outcome::Upstream(Forwarded { response, lease })) => {
                 let (mut parts, incoming) = response.into_parts();
                 strip_response(&mut parts.headers);
-                let status = parts.status;
+                let status = parts.status.as_u16();
                 let on_end = Box::new(move |bytes, complete| ending.finish(status, bytes, complete));
                 let relay = Relay::new(
                     incoming,
@@ -270,11 +287,13 @@ impl Worker {
 
     fn judge(&self, active: &Local, parts: &Parts, stripped: &Stripped) -> Result<Judgement, Refusal> {
         let policy = &active.snapshot.policy;
-        let overrides = stripped
+        let overrides: SmallVec<[_; 1]> = stripped
             .method_overrides
             .iter()
             .flat_map(|name| parts.headers.get_all(name))
-            .filter_map(|value| value.to_str().ok());
+            .map(|value| String::from_utf8_lossy(value.as_bytes()))
+            .collect();
+        let overrides = overrides.iter().map(AsRef::as_ref);
         let target = policy
             .target(parts.method.as_str(), parts.uri.path(), parts.uri.query(), overrides)
             .map_err(Refusal::Path)?;
@@ -486,7 +505,7 @@ impl Worker {
 
 fn finish_own(response: Response<Bytes>, ending: &Ending) -> Response<AnswerBody> {
     let (parts, bytes) = response.into_parts();
-    ending.finish(parts.status, bytes.len() as u64, true);
+    ending.finish(parts.status.as_u16(), bytes.len() as u64, true);
     let body = AnswerBody::Own(Some(bytes).filter(|bytes| !bytes.is_empty()));
     Response::from_parts(parts, body)
 }

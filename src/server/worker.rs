@@ -325,6 +325,8 @@ pub fn start(
         });
         let tasks = LocalSet::new();
         tasks.block_on(&runtime, run(Rc::clone(&worker), receiver, load, closing, end));
+        // What is cut off here has a line to leave, too.
+        drop(tasks);
         worker.flush_lines();
     })?;
     Ok((handle, thread))

@@ -1,5 +1,6 @@
 //! End-to-end tests: the real binary, a recording upstream, real clients. One file a promise.
 
+mod abandoned;
 mod cli;
 mod docs;
 mod forwarding;
