@@ -23,7 +23,7 @@
 //! snapshots of a file and its keys. [`wire`] is what is on the wire, [`proxy`] what goes to the
 //! upstream and comes back, [`server`] the threads and the order of the steps. [`observe`] is what
 //! operators see, [`admin`] where they look, [`cli`] what they type. [`timer`] is for deadlines that
-//! almost never come. Which module may use which is held by `tests/it/layers.rs`.
+//! almost never come, [`stream`] for writes that are almost always small. Which module may use which is held by `tests/it/layers.rs`.
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -35,6 +35,7 @@ pub mod policy;
 pub mod proxy;
 pub mod server;
 pub mod store;
+pub mod stream;
 pub mod timer;
 pub mod token;
 pub mod wire;

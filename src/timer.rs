@@ -11,27 +11,37 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// See the module. One task polls it.
+/// See the module. One task polls it, always the same.
 #[derive(Debug, Default)]
 pub struct LazyTimer {
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Whether the task is known to be woken when `sleep` ends: it need not be told every time.
+    registered: bool,
 }
 
 impl LazyTimer {
     /// Whether `deadline` has passed; if not, the task will be woken in time to ask again.
     pub fn poll_expired(&mut self, cx: &mut Context<'_>, deadline: Instant) -> bool {
         match &mut self.sleep {
-            Some(sleep) if sleep.deadline() > deadline => sleep.as_mut().reset(deadline),
+            Some(sleep) if sleep.deadline() > deadline => {
+                sleep.as_mut().reset(deadline);
+                self.registered = false;
+            }
             Some(_) => {}
             None => self.sleep = Some(Box::pin(sleep_until(deadline))),
         }
         let sleep = self.sleep.as_mut().expect("armed just now");
+        if self.registered && !sleep.is_elapsed() {
+            return false;
+        }
         while sleep.as_mut().poll(cx).is_ready() {
             if Instant::now() >= deadline {
+                self.registered = false;
                 return true;
             }
             sleep.as_mut().reset(deadline);
         }
+        self.registered = true;
         false
     }
 

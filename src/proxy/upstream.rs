@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 
 use super::body::RequestBody;
 use crate::config::snapshot::UpstreamSettings;
+use crate::stream::Stream;
 use crate::wire::answer::Refusal;
 
 /// What all threads share of an upstream: the number of connections that may still be opened.
@@ -152,7 +153,7 @@ impl Upstream {
     async fn connect(&self) -> Result<SendRequest<RequestBody>, Box<dyn std::error::Error + Send + Sync>> {
         let stream = TcpStream::connect(self.settings.address.as_str()).await?;
         stream.set_nodelay(true)?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let (sender, connection) = http1::handshake(TokioIo::new(Stream(stream))).await?;
         // Its errors reach the request that they concern.
         tokio::task::spawn_local(connection.with_upgrades());
         Ok(sender)

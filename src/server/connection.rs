@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::worker::{ConnectionCount, Worker};
+use crate::stream::Stream;
 use crate::timer::LazyTimer;
 use crate::wire::answer::Refusal;
 use crate::wire::client::Peer;
@@ -147,7 +148,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, c
         // hyper's own default, for which it needs no allocation.
         http.max_headers(limits.head.headers);
     }
-    let io = TokioIo::new(Guarded::new(stream, flags, limits));
+    let io = TokioIo::new(Guarded::new(Stream(stream), flags, limits));
     let mut serving = http.serve_connection(io, service).with_upgrades();
     let mut told = false;
     // To hyper a refused head looks as if the client had closed: what was answered before goes out first.
@@ -186,7 +187,7 @@ async fn refuse(worker: &Rc<Worker>, connection: &Connection, mut io: Guarded, w
 
 /// See the module.
 struct Guarded {
-    stream: TcpStream,
+    stream: Stream,
     guard: Guard,
     flags: Arc<Flags>,
     limits: ConnectionLimits,
@@ -219,7 +220,7 @@ enum Phase {
 }
 
 impl Guarded {
-    fn new(stream: TcpStream, flags: Arc<Flags>, limits: ConnectionLimits) -> Self {
+    fn new(stream: Stream, flags: Arc<Flags>, limits: ConnectionLimits) -> Self {
         Self {
             stream,
             guard: Guard::new(limits.head),

@@ -117,9 +117,15 @@ impl HeaderRules {
     pub fn strip(&self, headers: &mut HeaderMap, trusted: bool) -> Stripped {
         let mut stripped = Stripped::default();
         let mut gone: SmallVec<[HeaderName; 8]> = SmallVec::new();
+        // Looked up again only where the look at all names has met them.
+        let mut hop_by_hop = false;
         for name in headers.keys() {
             match self.kind(name.as_str()) {
                 None => {}
+                Some(Kind::HopByHop) => {
+                    hop_by_hop = true;
+                    gone.push(name.clone());
+                }
                 Some(Kind::MethodOverride) => stripped.method_overrides.push(name.clone()),
                 // In another spelling it is not the proxy's but what the proxy let through.
                 Some(Kind::Forwarding) if trusted && FORWARDING.contains(&name.as_str()) => {}
@@ -130,16 +136,16 @@ impl HeaderRules {
                 Some(_) => gone.push(name.clone()),
             }
         }
-        if headers.contains_key(CONNECTION) {
+        if hop_by_hop {
             stripped.websocket = any_has_token(headers, &CONNECTION, "upgrade")
                 && headers
                     .get(UPGRADE)
                     .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+            stripped.trailers = any_has_token(headers, &TE, "trailers");
             for nominated in nominated(headers) {
                 gone.push(nominated);
             }
         }
-        stripped.trailers = any_has_token(headers, &TE, "trailers");
         for name in gone {
             headers.remove(name);
         }
