@@ -70,18 +70,28 @@ pub fn create(folder: &Path, kid: &str, algorithm: Algorithm) -> Result<SigningK
         .create(folder)
         .map_err(|error| failed("create the key folder", folder, &error))?;
     let path = folder.join(format!("{kid}.pem"));
-    let unfinished = folder.join(format!(".{kid}.{}.new", std::process::id()));
+    // Not by the process' number: in containers that is 1 for every replica.
+    let mut random = [0; 8];
+    let filled = aws_lc_rs::rand::fill(&mut random);
+    filled.map_err(|_| KeyringError("cannot make a key: the system gives no randomness".to_owned()))?;
+    let unfinished = folder.join(format!(".{kid}.{:016x}.new", u64::from_ne_bytes(random)));
     let write = || {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
         file.write_all(pem.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&unfinished, &path)?;
+        // Another replica that starts in the same second takes the same name. Whoever comes second takes the
+        // key that is there; a rename would put another in the place of one that signs already.
+        match fs::hard_link(&unfinished, &path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            // A file system without links.
+            Err(_) => fs::rename(&unfinished, &path)?,
+            Ok(()) => {}
+        }
         fs::File::open(folder)?.sync_all()
     };
-    if let Err(error) = write() {
-        let _ = fs::remove_file(&unfinished);
-        return Err(failed("write the key", &path, &error));
-    }
+    let written = write();
+    let _ = fs::remove_file(&unfinished);
+    written.map_err(|error| failed("write the key", &path, &error))?;
     read_key(&path, algorithm)
 }
 
@@ -128,6 +138,20 @@ mod tests {
         assert_eq!(signing(&read, Algorithm::EdDSA).map(SigningKey::kid), Some("a"));
         assert_eq!(signing(&read, Algorithm::RS256).map(SigningKey::kid), None);
         assert_eq!(fs::read_dir(&keys).unwrap().count(), 2, "nothing unfinished is left");
+    }
+
+    #[test]
+    fn whoever_makes_a_key_of_the_same_name_later_takes_the_one_that_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let makers: Vec<_> = (0..4)
+            .map(|_| {
+                let folder = folder.path().to_owned();
+                std::thread::spawn(move || create(&folder, "a", Algorithm::EdDSA).unwrap().public_jwk())
+            })
+            .collect();
+        let made: Vec<_> = makers.into_iter().map(|maker| maker.join().unwrap()).collect();
+        assert!(made.iter().all(|key| *key == made[0]), "each signs with what all verify with");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing unfinished is left");
     }
 
     #[test]
