@@ -291,6 +291,10 @@ fn detail(what: &str, value: Option<String>) -> Result<Option<String>, String> {
     if value.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')) {
         return Err(format!("`{what}` cannot contain control characters or line breaks"));
     }
+    // No token can be made with one: its user could never log in.
+    if value.trim().len() != value.len() {
+        return Err(format!("`{what}` cannot begin or end with a blank"));
+    }
     Ok(Some(value))
 }
 
@@ -740,6 +744,12 @@ mod tests {
                 piped(b"correct horse"),
                 2,
                 "`name` cannot contain control characters or line breaks",
+            ),
+            (
+                vec!["add", "emil", "--role", "Viewer", "--email", "emil@example.org ", stdin],
+                piped(b"correct horse"),
+                2,
+                "`email` cannot begin or end with a blank",
             ),
             (
                 vec!["add", "emil", "--role", "Viewer", stdin],
