@@ -374,6 +374,10 @@ log: { format: json, level: debug, access: false }
                 "3:16: 'login.path': 'auth' is not a plain path: a slash, then letters, digits and -._~ between slashes",
             ),
             (
+                "login: { path: /.well-known/jwks.json }",
+                "3:16: 'login.path': '/.well-known/jwks.json' is where the public keys are",
+            ),
+            (
                 "login: { path: /a/../b }",
                 "3:16: 'login.path': '/a/../b' is not a plain path: a slash, then letters, digits and -._~ between slashes",
             ),

@@ -467,6 +467,9 @@ checked_text!(
         let segment = |segment: &str| {
             segment.bytes().all(|b| plain(b) || b == b'.') && segment.bytes().any(plain) && !segment.ends_with('.')
         };
+        if text.eq_ignore_ascii_case(super::snapshot::JWKS_PATH) {
+            return Err(ValueError::Form("is where the public keys are"));
+        }
         match text.strip_prefix('/') {
             Some(rest) if text.len() <= 1024 && rest.split('/').all(segment) => Ok(()),
             _ => Err(ValueError::Form("is not a plain path: a slash, then letters, digits and -._~ between slashes")),
