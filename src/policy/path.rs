@@ -142,6 +142,9 @@ impl<'a> NormalizedPath<'a> {
         if !raw.starts_with('/') {
             return Err(PathError::NotAbsolute);
         }
+        if is_simple(raw) {
+            return Ok(Self { text: Cow::Borrowed(raw), plain: true, cased: false });
+        }
         let (mut plain, mut cased, mut escaped, mut dotted) = (true, false, false, false);
         let mut previous = Class::Plain;
         for &byte in raw.as_bytes() {
@@ -193,6 +196,24 @@ impl<'a> NormalizedPath<'a> {
     pub fn is_cased(&self) -> bool {
         self.cased
     }
+}
+
+/// Whether a path is as most are: lower-case letters, digits and `-`, `_`, `~` between single slashes.
+/// There is nothing to decode, to refuse or to read differently in it.
+fn is_simple(raw: &str) -> bool {
+    let mut previous = 0;
+    for &byte in raw.as_bytes() {
+        let fits = match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'~' => true,
+            b'/' => previous != b'/',
+            _ => false,
+        };
+        if !fits {
+            return false;
+        }
+        previous = byte;
+    }
+    true
 }
 
 /// The segments of a decoded path; a trailing slash adds none.
@@ -336,6 +357,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_simple_path_is_read_as_any_other(raw in "/([a-z0-9_~-]|/){0,12}") {
+            if is_simple(&raw) {
+                let cased = format!("{raw}X");
+                let long_way = NormalizedPath::parse(&cased, EncodedSlash::Reject).unwrap();
+                prop_assert!(long_way.is_plain());
+                prop_assert_eq!(long_way.as_str().strip_suffix('X'), Some(raw.as_str()));
+            }
+        }
+
         #[test]
         fn whatever_is_accepted_holds_the_promise_of_the_type(raw in "(/|%2e|%2f|%5c|%00|\\.|;|a|%25|%c3|%a9|\\\\|#|é){0,12}") {
             for slash in [EncodedSlash::Reject, EncodedSlash::Strict] {

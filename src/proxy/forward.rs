@@ -27,8 +27,7 @@ pub struct Forwarded {
 
 /// Sends `request` to the upstream: path and query as received, in origin-form.
 ///
-/// `websocket`: the client asks to switch, and the permit covers it. `trailers`: the client takes them.
-/// `response_timeout` runs from the moment that the upstream has the whole request.
+/// `again` makes the same request once more, where it may be repeated. `response_timeout` runs from the moment that the upstream has the whole request.
 ///
 /// A connection that was used before may have been closed by the upstream just now. If nothing
 /// came back, the request is sent once more on a new one, provided that it was not sent at all or
@@ -42,66 +41,86 @@ pub async fn forward(
     _permit: Permit,
     upstream: &Rc<Upstream>,
     request: Request<RequestBody>,
-    websocket: bool,
-    trailers: bool,
+    again: Option<impl FnOnce() -> Request<RequestBody>>,
+    asks: Asks,
     progress: Option<Rc<Progress>>,
     response_timeout: Duration,
     timer: &mut LazyTimer,
     retried: impl FnOnce(),
 ) -> Result<Forwarded, Refusal> {
-    let mut request = in_origin_form(request);
-    if !request.headers().contains_key(HOST) {
-        // HTTP/1.0 may go without, HTTP/1.1 may not (RFC 9112 §3.2).
-        request.headers_mut().insert(HOST, upstream.host().clone());
-    }
-    if matches!(request.body(), RequestBody::Streaming { .. })
-        && !request.headers().contains_key(CONTENT_LENGTH)
-    {
-        // hyper would take a GET or HEAD for one without a body.
-        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    if websocket {
-        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        request.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
-    } else if trailers {
-        request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
-        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("te"));
-    }
     let mut lease = upstream.lease(false).await?;
-    // Kept only where it could be needed: on a connection that may have gone stale.
-    let spare = (lease.reused && may_repeat(&request)).then(|| copy(&request));
-    let reused = lease.reused;
+    let request = prepare(request, upstream, asks);
     let error = match send(&mut lease, request, progress.as_deref(), response_timeout, timer).await {
         Ok(response) => return Ok(Forwarded { response, lease }),
         Err(error) => error,
     };
-    let again = match error {
-        SendError::TimedOut => return Err(Refusal::UpstreamTimeout),
-        SendError::UnknownCoding => return Err(Refusal::UpstreamReset),
-        // Whatever came back, it was an answer.
-        SendError::Failed { error, .. } if error.is_parse() => return Err(classify(&error)),
-        SendError::Failed { unsent, .. } if reused && (unsent.is_some() || spare.is_some()) => {
-            unsent.map_or(spare, |unsent| Some(*unsent))
+    let request = match (error, again) {
+        (SendError::Failed { unsent: Some(unsent), .. }, _) if lease.reused => *unsent,
+        // Whatever came back, if anything came back it was an answer.
+        (SendError::Failed { error, .. }, Some(again)) if lease.reused && !error.is_parse() => {
+            prepare(again(), upstream, asks)
         }
-        SendError::Failed { error, .. } => return Err(classify(&error)),
+        (error, _) => return Err(error.into()),
     };
-    let Some(request) = again else { return Err(Refusal::UpstreamReset) };
     retried();
     // Gone for good, and its slot may be the last one.
     drop(lease);
     let mut lease = upstream.lease(true).await?;
-    match send(&mut lease, request, progress.as_deref(), response_timeout, timer).await {
-        Ok(response) => Ok(Forwarded { response, lease }),
-        Err(SendError::TimedOut) => Err(Refusal::UpstreamTimeout),
-        Err(SendError::UnknownCoding) => Err(Refusal::UpstreamReset),
-        Err(SendError::Failed { error, .. }) => Err(classify(&error)),
+    let response = send(&mut lease, request, progress.as_deref(), response_timeout, timer).await?;
+    Ok(Forwarded { response, lease })
+}
+
+/// What a request asks for beside an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Asks {
+    /// To switch to WebSocket; the permit covers it.
+    pub websocket: bool,
+    /// To be sent trailers.
+    pub trailers: bool,
+}
+
+/// Whether a request may be sent twice (RFC 9110 §9.2.2) and can be: a body comes only once.
+pub fn may_repeat(method: &Method, body: &RequestBody) -> bool {
+    matches!(body, RequestBody::Empty)
+        && matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
+}
+
+/// Puts a request into the form in which it goes on.
+fn prepare(request: Request<RequestBody>, upstream: &Upstream, asks: Asks) -> Request<RequestBody> {
+    let mut request = in_origin_form(request);
+    let streams = matches!(request.body(), RequestBody::Streaming { .. });
+    let headers = request.headers_mut();
+    if !headers.contains_key(HOST) {
+        // HTTP/1.0 may go without, HTTP/1.1 may not (RFC 9112 §3.2).
+        headers.insert(HOST, upstream.host().clone());
     }
+    if streams && !headers.contains_key(CONTENT_LENGTH) {
+        // hyper would take a GET or HEAD for one without a body.
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    if asks.websocket {
+        headers.extend(HANDSHAKE);
+    } else if asks.trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
+    request
 }
 
 enum SendError {
     TimedOut,
     UnknownCoding,
     Failed { error: hyper::Error, unsent: Option<Box<Request<RequestBody>>> },
+}
+
+impl From<SendError> for Refusal {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::TimedOut => Self::UpstreamTimeout,
+            SendError::UnknownCoding => Self::UpstreamReset,
+            SendError::Failed { error, .. } => classify(&error),
+        }
+    }
 }
 
 async fn send(
@@ -144,23 +163,6 @@ fn classify(error: &hyper::Error) -> Refusal {
         source = cause.source();
     }
     Refusal::UpstreamReset
-}
-
-fn may_repeat(request: &Request<RequestBody>) -> bool {
-    matches!(request.body(), RequestBody::Empty)
-        && matches!(
-            *request.method(),
-            Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE
-        )
-        && !request.headers().contains_key(UPGRADE)
-}
-
-fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(RequestBody::Empty);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    copy
 }
 
 /// Path and query alone; the rest of an absolute-form target has been compared with Host already.

@@ -21,6 +21,9 @@ use crate::config::snapshot::UpstreamSettings;
 use crate::stream::Stream;
 use crate::wire::answer::Refusal;
 
+/// Bytes that hyper may hold for a connection in each direction; a response's head has to fit.
+const BUFFER: usize = 128 * 1024;
+
 /// What all threads share of an upstream: the number of connections that may still be opened.
 #[derive(Debug)]
 pub struct Slots {
@@ -153,7 +156,9 @@ impl Upstream {
     async fn connect(&self) -> Result<SendRequest<RequestBody>, Box<dyn std::error::Error + Send + Sync>> {
         let stream = TcpStream::connect(self.settings.address.as_str()).await?;
         stream.set_nodelay(true)?;
-        let (sender, connection) = http1::handshake(TokioIo::new(Stream(stream))).await?;
+        let mut http = http1::Builder::new();
+        http.max_buf_size(BUFFER);
+        let (sender, connection) = http.handshake(TokioIo::new(Stream(stream))).await?;
         // Its errors reach the request that they concern.
         tokio::task::spawn_local(connection.with_upgrades());
         Ok(sender)

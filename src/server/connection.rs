@@ -29,6 +29,10 @@ use crate::wire::answer::Refusal;
 use crate::wire::client::Peer;
 use crate::wire::hygiene::{Guard, HeadError, HeadLimits, Piece};
 
+/// Bytes that hyper may hold for a connection in each direction: enough for large bodies, and no more
+/// than a slow client should cost.
+const BUFFER: usize = 128 * 1024;
+
 /// How long the last bytes of a refusal may take to leave.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -143,7 +147,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, c
         move |request| Rc::clone(&worker).handle(Rc::clone(&connection), request)
     });
     let mut http = http1::Builder::new();
-    http.max_header_size(limits.head.head_bytes.max(8192)).writev(true);
+    http.max_header_size(limits.head.head_bytes.max(8192))
+        .max_buf_size(BUFFER.max(limits.head.head_bytes + 8192));
     if limits.head.headers != 100 {
         // hyper's own default, for which it needs no allocation.
         http.max_headers(limits.head.headers);

@@ -12,7 +12,7 @@ use http::header::{
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
@@ -25,7 +25,7 @@ use crate::login::{self, cors};
 use crate::observe::lines::{Access, Audit};
 use crate::policy::{Caller, Denied, Endpoint, Judgement, Requirement, Route, RuleId};
 use crate::proxy::body::{Progress, Relay};
-use crate::proxy::forward::{self, Forwarded};
+use crate::proxy::forward::{self, Asks, Forwarded};
 use crate::proxy::{AnswerBody, RequestBody, upgrade};
 use crate::wire::answer::Refusal;
 use crate::wire::client::{Peer, REQUEST_ID};
@@ -247,18 +247,32 @@ impl Worker {
                 parts.headers.remove(name);
             }
         }
-        self.speak_for(active, connection, &mut parts, known.as_deref(), record);
         let upgrade = if stripped.websocket { parts.extensions.remove::<OnUpgrade>() } else { None };
         let (body, progress) = request_body(active, &parts, body)?;
+        // What the client said is kept until the upstream has answered; what is said for it is little
+        // work to say again.
+        let kept = (upgrade.is_none() && forward::may_repeat(&parts.method, &body))
+            .then(|| (parts.method.clone(), parts.uri.clone(), parts.headers.clone()));
+        self.speak_for(active, connection, &mut parts.headers, known.as_deref(), record);
         let request = Request::from_parts(parts, body);
+        let again = kept.map(|(method, uri, mut headers)| {
+            || {
+                self.speak_for(active, connection, &mut headers, known.as_deref(), record);
+                let mut request = Request::new(RequestBody::Empty);
+                (*request.method_mut(), *request.uri_mut()) = (method, uri);
+                *request.headers_mut() = headers;
+                request
+            }
+        });
+        let asks = Asks { websocket: upgrade.is_some(), trailers: stripped.trailers };
         // Taken for the time of this request: a connection has one at a time.
         let mut timer = connection.timer.take();
         let forwarded = forward::forward(
             permit,
             &active.upstream,
             request,
-            upgrade.is_some(),
-            stripped.trailers,
+            again,
+            asks,
             progress,
             snapshot.response_timeout,
             &mut timer,
@@ -327,12 +341,11 @@ impl Worker {
         &self,
         active: &Local,
         connection: &Connection,
-        parts: &mut Parts,
+        headers: &mut HeaderMap,
         known: Option<&Known>,
         record: &mut Record,
     ) {
         let identity = &active.snapshot.identity;
-        let headers = &mut parts.headers;
         // Once for all that follow, instead of growing on the way.
         headers.reserve(SPOKEN);
         connection.peer.borrow_mut().1.describe(headers, || record.request_id.clone());

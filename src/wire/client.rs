@@ -71,13 +71,12 @@ impl Peer {
         };
         if self.trusted {
             self.extend(headers, host);
+            headers.entry(REQUEST_ID).or_insert_with(request_id);
         } else {
             headers.insert(FORWARDED_FOR, self.forwarded_for.clone());
             headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
             headers.insert(FORWARDED, self.forwarded(&host));
             headers.insert(FORWARDED_HOST, host);
-        }
-        if !headers.contains_key(&REQUEST_ID) {
             headers.insert(REQUEST_ID, request_id());
         }
     }

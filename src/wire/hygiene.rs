@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use memchr::memchr;
+use memchr::{Memchr, memchr, memchr_iter};
 
 /// What may be wrong with the bytes of a request before its meaning is looked at.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
@@ -318,7 +318,7 @@ pub struct Head {
 /// # Errors
 /// The first thing in it that two parsers could take differently.
 pub fn check_head(bytes: &[u8], limits: &HeadLimits) -> Result<Option<Head>, HeadError> {
-    let mut lines = Lines { bytes, next: 0 };
+    let mut lines = Lines { bytes, ends: memchr_iter(b'\n', bytes), next: 0 };
     let Some(request_line) = lines.next() else { return Ok(None) };
     let (authority, minor) = check_request_line(request_line?, limits)?;
     let (mut host, mut length, mut chunked) = (None, None, false);
@@ -382,14 +382,17 @@ fn check_header_line(line: &[u8]) -> Result<(&[u8], &[u8]), HeadError> {
     if matches!(line[0], b' ' | b'\t') {
         return Err(HeadError::Fold);
     }
-    let colon = memchr(b':', line).ok_or(HeadError::HeaderName)?;
-    let (name, value) = (&line[..colon], &line[colon + 1..]);
-    // Without an early end these loops run many bytes at a time, which matters: a token is long.
-    let all_token = name.iter().fold(true, |all, byte| all & TOKEN[usize::from(*byte)]);
-    if name.is_empty() || !all_token {
-        let blank = matches!(name.last(), Some(b' ' | b'\t'));
-        return Err(if blank { HeadError::Fold } else { HeadError::HeaderName });
-    }
+    let end = line.iter().position(|byte| !TOKEN[usize::from(*byte)]).ok_or(HeadError::HeaderName)?;
+    let (name, rest) = line.split_at(end);
+    let value = match rest {
+        [b':', value @ ..] if !name.is_empty() => value,
+        // A blank before the colon is the older trick.
+        [b' ' | b'\t', after @ ..] if after.trim_ascii_start().starts_with(b":") => {
+            return Err(HeadError::Fold);
+        }
+        _ => return Err(HeadError::HeaderName),
+    };
+    // Without an early end this loop runs many bytes at a time, which matters: a token is long.
     let any_control =
         value.iter().fold(false, |any, byte| any | ((*byte < 32) & (*byte != b'\t')) | (*byte == 127));
     if any_control {
@@ -401,6 +404,8 @@ fn check_header_line(line: &[u8]) -> Result<(&[u8], &[u8]), HeadError> {
 /// The complete lines of a head, each without its CR LF. A CR inside one is found by whoever reads it.
 struct Lines<'a> {
     bytes: &'a [u8],
+    ends: Memchr<'a>,
+    /// Where the next line begins.
     next: usize,
 }
 
@@ -408,10 +413,10 @@ impl<'a> Iterator for Lines<'a> {
     type Item = Result<&'a [u8], HeadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let rest = &self.bytes[self.next..];
-        let end = memchr(b'\n', rest)?;
-        self.next += end + 1;
-        Some(match rest[..end].split_last() {
+        let end = self.ends.next()?;
+        let line = &self.bytes[self.next..end];
+        self.next = end + 1;
+        Some(match line.split_last() {
             Some((b'\r', line)) => Ok(line),
             _ => Err(HeadError::LineEnd),
         })

@@ -184,7 +184,7 @@ async fn nodeforge_wants_the_bearer_prefix_with_its_space() {
         (token.clone(), missing),
         (format!("Bearer{token}"), missing),
         (format!("Bearer:{token}"), missing),
-        (format!("Bearer\t{token}"), missing),
+        (format!("Bearer\t{token}"), invalid),
         (format!("Token {token}"), missing),
         (format!("\"Bearer {token}\""), missing),
         ("Bearer".to_owned(), invalid),
