@@ -25,7 +25,7 @@ pub fn run(loader: &Loader, network: bool, out: &mut dyn Write) -> Result<ExitCo
         Err(LoadError::Unreadable(what)) => return Err(CliError::usage(what)),
         Err(error) => {
             printed(write!(out, "{}", error.render(colour)))?;
-            let LoadError::Invalid(diagnostics, _) = &error else { return Ok(ExitCode::from(2)) };
+            let LoadError::Invalid(diagnostics, ..) = &error else { return Ok(ExitCode::from(2)) };
             let errors =
                 diagnostics.iter().filter(|found| found.severity == crate::config::Severity::Error).count();
             printed(writeln!(out, "\n{} is refused: {}", loader.path().display(), count(errors, "error")))?;

@@ -33,8 +33,8 @@ const POLL: Duration = Duration::from_secs(5);
 pub enum LoadError {
     /// The file cannot be read; a sentence.
     Unreadable(String),
-    /// What is wrong with it.
-    Invalid(Diagnostics, Box<Source>),
+    /// What is wrong with it, and the files that its references name: one of them may be what is missing.
+    Invalid(Diagnostics, Box<Source>, Vec<PathBuf>),
 }
 
 impl LoadError {
@@ -42,7 +42,7 @@ impl LoadError {
     pub fn render(&self, colour: bool) -> String {
         match self {
             Self::Unreadable(what) => format!("{what}\n"),
-            Self::Invalid(diagnostics, source) => diagnostics.render(source, colour),
+            Self::Invalid(diagnostics, source, _) => diagnostics.render(source, colour),
         }
     }
 }
@@ -113,9 +113,10 @@ impl Loader {
     pub fn load(&self, surroundings: &Surroundings) -> Result<(Built, Source), LoadError> {
         let source = self.source()?;
         let reading = read(&source, &|name| std::env::var(name).ok());
+        let files = reading.files.clone();
         match build(reading, &source, surroundings) {
             Ok(built) => Ok((built, source)),
-            Err(diagnostics) => Err(LoadError::Invalid(diagnostics, Box::new(source))),
+            Err(diagnostics) => Err(LoadError::Invalid(diagnostics, Box::new(source), files)),
         }
     }
 }

@@ -294,6 +294,12 @@ impl Gateway {
                 Ok(())
             }
             Err(error) => {
+                if let (LoadError::Invalid(.., files), Some(watch)) = (&error, self.watch.get()) {
+                    // The file may be right as soon as what it names is there.
+                    let mut followed = self.current().snapshot.watched.clone();
+                    followed.extend_from_slice(files);
+                    watch.follow(followed);
+                }
                 let told = error.to_string();
                 tracing::error!(
                     reason,

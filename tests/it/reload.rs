@@ -350,6 +350,19 @@ fn fits(target: &str, status: u16, body: &str) -> Option<bool> {
 }
 
 #[tokio::test]
+async fn a_file_refused_for_a_reference_applies_when_what_it_names_appears() {
+    let upstream = Upstream::start().await;
+    let gateway = Gateway::start(&upstream, CLOSED).await;
+    let late =
+        format!("{OPEN}\nidentity: {{ secret: {{ header: X-Gateway-Secret, value: '${{file:late}}' }} }}");
+    gateway.after(REFUSED, || gateway.write_config(&late)).await;
+    assert_eq!(status(&gateway, "/a").await, 401);
+    gateway.after(RELOADED, || fs::write(gateway.folder.path().join("late"), "open-sesame").unwrap()).await;
+    assert_eq!(status(&gateway, "/a").await, 200);
+    assert_eq!(upstream.last().header("x-gateway-secret"), Some("open-sesame"));
+}
+
+#[tokio::test]
 async fn thirty_reloads_in_three_seconds_drop_no_request_and_mix_no_two_files() {
     const RELOADS: usize = 30;
     const CLIENTS: usize = 8;
