@@ -160,6 +160,10 @@ pub fn watch(
 ) -> io::Result<Watch> {
     let (sender, messages) = channel();
     let events = sender.clone();
+    // Here and not on the thread, which may begin late: what changes meanwhile would be taken for known.
+    let mut all = with_config(&config, files);
+    let mut known = fingerprints(&all);
+    known.insert(config.clone(), loaded);
     thread::Builder::new().name("config-watch".to_owned()).spawn(move || {
         let on_event = move |event: notify::Result<notify::Event>| {
             // Reading the files is an access, too; only changes are news.
@@ -173,10 +177,7 @@ pub fn watch(
             )
             .ok();
         let mut folders = BTreeSet::new();
-        let mut all = with_config(&config, files);
         follow_folders(watcher.as_mut(), &mut folders, &all);
-        let mut known = fingerprints(&all);
-        known.insert(config.clone(), loaded);
         let mut wait = Duration::ZERO;
         loop {
             let mut followed = None;

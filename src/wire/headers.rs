@@ -45,9 +45,19 @@ const MISLEADING: [&str; 16] = [
     "path-info",
 ];
 
-/// Set by the gateway from what it knows.
-const FORWARDING: [&str; 5] =
-    ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "x-request-id"];
+/// Set by the gateway from what it knows, or left out: a proxy's word, which a CMS that trusts the gateway
+/// would take for the gateway's.
+const FORWARDING: [&str; 9] = [
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-server",
+    "x-forwarded-scheme",
+    "x-forwarded-ssl",
+    "forwarded",
+    "x-request-id",
+];
 
 /// Names another method to some frameworks.
 const METHOD_OVERRIDES: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
@@ -300,6 +310,8 @@ mod tests {
             "X-Forwarded-For",
             "Forwarded",
             "x_forwarded_host",
+            "X-Forwarded-Port",
+            "X-Forwarded-Ssl",
             "Connection",
             "Keep-Alive",
             "TE",
@@ -340,13 +352,14 @@ mod tests {
     fn a_trusted_proxys_forwarding_headers_stay_and_nothing_else() {
         let mut map = headers(&[
             ("x-forwarded-for", "1.2.3.4"),
+            ("x-forwarded-port", "443"),
             ("x-auth-user", "root"),
             ("x-forwarded-uri", "/x"),
             ("x_forwarded_for", "6.6.6.6"),
             ("x-forwarded_host", "evil"),
         ]);
         rules().strip(&mut map, true);
-        assert_eq!(map, headers(&[("x-forwarded-for", "1.2.3.4")]));
+        assert_eq!(map, headers(&[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-port", "443")]));
     }
 
     #[test]
