@@ -258,14 +258,15 @@ pub fn build(reading: Reading, source: &Source, surroundings: &Surroundings) -> 
     let roles = builder.roles();
     let policy = builder.policy(roles, incomplete.contains("rules"));
     let readable = !diagnostics.has_errors();
-    let expectations = readable.then(|| builder.expectations(&policy)).is_some();
+    if readable {
+        builder.expectations(&policy);
+    }
+    // A file that cannot be read as a whole gets no key made for it.
     let keys = readable.then(|| builder.keys(surroundings)).flatten();
     let trusted = builder.trusted(surroundings);
     let Builder { found, watched, .. } = builder;
     diagnostics.extend(found);
-    let (Some(keys), Some(upstream), true) = (keys, &raw.upstream, expectations) else {
-        return Err(diagnostics);
-    };
+    let (Some(keys), Some(upstream)) = (keys, &raw.upstream) else { return Err(diagnostics) };
     if diagnostics.has_errors() {
         return Err(diagnostics);
     }

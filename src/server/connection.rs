@@ -140,7 +140,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, c
         _count: count,
     });
     drop(active);
-    let id = worker.remember(&connection);
+    let remembered = worker.remember(&connection);
 
     let service = service_fn({
         let (worker, connection) = (Rc::clone(&worker), Rc::clone(&connection));
@@ -167,7 +167,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, c
         Pin::new(&mut serving).poll(cx)
     })
     .await;
-    worker.forget(id);
+    drop(remembered);
     if let Some(why) = connection.flags.unread()
         && let Some(parts) = serving.into_parts()
     {

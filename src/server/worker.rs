@@ -196,20 +196,15 @@ impl Worker {
         HeaderValue::try_from(id).expect("hexadecimal digits are a header value")
     }
 
-    /// Keeps `connection` so that it can be told to close; returns the name to forget it by.
-    pub fn remember(&self, connection: &Rc<Connection>) -> u64 {
+    /// Keeps `connection`, for as long as what is returned lives, so that it can be told to close.
+    pub fn remember(self: &Rc<Self>, connection: &Rc<Connection>) -> Remembered {
         let id = self.next_connection.get();
         self.next_connection.set(id + 1);
         self.connections.borrow_mut().insert(id, Rc::clone(connection));
         if self.closing.get() {
             connection.close_soon();
         }
-        id
-    }
-
-    /// The connection is closed.
-    pub fn forget(&self, id: u64) {
-        self.connections.borrow_mut().remove(&id);
+        Remembered { worker: Rc::clone(self), id }
     }
 
     /// Completes when upgraded connections have to end.
@@ -291,6 +286,19 @@ impl Worker {
             });
         }
         bytes
+    }
+}
+
+/// A connection's place among those of its thread: given up when dropped, by a panic too, or the thread
+/// would wait for it when it is to end.
+pub struct Remembered {
+    worker: Rc<Worker>,
+    id: u64,
+}
+
+impl Drop for Remembered {
+    fn drop(&mut self) {
+        self.worker.connections.borrow_mut().remove(&self.id);
     }
 }
 
