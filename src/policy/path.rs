@@ -231,9 +231,36 @@ pub(super) fn is_dot_segment(segment: &str) -> bool {
 }
 
 /// The value of two hexadecimal digits.
-pub(super) fn hex_pair(high: u8, low: u8) -> Option<u8> {
+fn hex_pair(high: u8, low: u8) -> Option<u8> {
     let digit = |byte: u8| (byte as char).to_digit(16).and_then(|value| u8::try_from(value).ok());
     Some(digit(high)? << 4 | digit(low)?)
+}
+
+/// Decodes the valid escapes and leaves the others, as PHP and most upstreams do where they decode again.
+/// What is not UTF-8 then becomes a replacement character, which no literal and no rule holds.
+pub(super) fn decode_valid(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text);
+    }
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut index = 0;
+    let mut changed = false;
+    while index < bytes.len() {
+        let pair = bytes.get(index + 1).zip(bytes.get(index + 2));
+        match pair.filter(|_| bytes[index] == b'%').and_then(|(high, low)| hex_pair(*high, *low)) {
+            Some(byte) => {
+                decoded.push(byte);
+                index += 3;
+                changed = true;
+            }
+            None => {
+                decoded.push(bytes[index]);
+                index += 1;
+            }
+        }
+    }
+    if changed { Cow::Owned(String::from_utf8_lossy(&decoded).into_owned()) } else { Cow::Borrowed(text) }
 }
 
 fn decode_all(raw: &str, encoded_slash: EncodedSlash) -> Result<String, PathError> {

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
 
-use super::path::hex_pair;
+use super::path::decode_valid;
 use super::pattern::fold;
 
 /// How often a name or value is decoded again before the rest is taken as it is.
@@ -174,10 +174,10 @@ struct Decodings(Vec<String>);
 
 fn decodings(raw: &str) -> Decodings {
     let plus = raw.replace('+', " ");
-    let mut stages = vec![decode_once(&plus).into_owned()];
+    let mut stages = vec![decode_valid(&plus).into_owned()];
     while stages.len() < MAX_DECODINGS {
         let last = stages.last().expect("starts with one stage");
-        match decode_once(last) {
+        match decode_valid(last) {
             Cow::Borrowed(_) => break,
             Cow::Owned(next) => stages.push(next),
         }
@@ -195,32 +195,6 @@ impl Decodings {
             .collect::<Vec<_>>()
             .into_iter()
     }
-}
-
-/// Decodes the valid escapes and leaves the others, as PHP does.
-fn decode_once(text: &str) -> Cow<'_, str> {
-    if !text.contains('%') {
-        return Cow::Borrowed(text);
-    }
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut index = 0;
-    let mut changed = false;
-    while index < bytes.len() {
-        let pair = bytes.get(index + 1).zip(bytes.get(index + 2));
-        match pair.filter(|_| bytes[index] == b'%').and_then(|(high, low)| hex_pair(*high, *low)) {
-            Some(byte) => {
-                decoded.push(byte);
-                index += 3;
-                changed = true;
-            }
-            None => {
-                decoded.push(bytes[index]);
-                index += 1;
-            }
-        }
-    }
-    if changed { Cow::Owned(String::from_utf8_lossy(&decoded).into_owned()) } else { Cow::Borrowed(text) }
 }
 
 /// A name as PHP would store it, letter case folded: leading blanks cut, `.` and blanks as `_`,

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 use unicode_normalization::UnicodeNormalization;
 
-use super::path::{ENCODED_SLASH, EncodedSlash, NormalizedPath, PathError, hex_pair, is_dot_segment};
+use super::path::{ENCODED_SLASH, EncodedSlash, NormalizedPath, PathError, decode_valid, is_dot_segment};
 use super::query::Query;
 
 /// More readings of one path than this, and it is refused: no honest path comes near.
@@ -191,27 +191,7 @@ fn each_segment<'t>(text: &'t str, change: impl Fn(&'t str) -> Cow<'t, str>) -> 
 
 /// Decodes valid escapes once more; an invalid one stays as it is.
 fn decode_again<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
-    if !text.contains('%') {
-        return Cow::Borrowed(text);
-    }
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut index = 0;
-    while index < bytes.len() {
-        let pair = bytes.get(index + 1).zip(bytes.get(index + 2));
-        match pair.filter(|_| bytes[index] == b'%').and_then(|(high, low)| hex_pair(*high, *low)) {
-            Some(byte) => {
-                decoded.push(byte);
-                index += 3;
-            }
-            None => {
-                decoded.push(bytes[index]);
-                index += 1;
-            }
-        }
-    }
-    // What is not UTF-8 then becomes a replacement character, which no literal holds.
-    Cow::Owned(String::from_utf8_lossy(&decoded).into_owned())
+    decode_valid(text)
 }
 
 /// `encoded_slash: strict`: the slash that was sent as `%2F` separates after all.
