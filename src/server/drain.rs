@@ -7,28 +7,44 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Gateway, PAUSE, Stage};
 
+/// The signals to stop, caught from the moment that this is made: before anybody is told that the
+/// gateway serves, or a signal could still end it the short way.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Catches them.
+    ///
+    /// # Errors
+    /// One sentence if the system does not let it.
+    pub fn catch() -> Result<Self, String> {
+        let fail = |error: std::io::Error| format!("cannot wait for signals: {error}");
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(fail)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(fail)?,
+        })
+    }
+}
+
 /// Waits for a signal, then stops: `accepting` ends, `closing` tells connections to finish, `end` cuts
 /// what is left, `threads` are waited for.
-///
-/// # Errors
-/// One sentence if signals cannot be waited for.
 pub async fn until_stopped(
     gateway: Arc<Gateway>,
     mut accepting: JoinSet<()>,
     closing: watch::Sender<bool>,
     end: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
-) -> Result<(), String> {
-    let fail = |error: std::io::Error| format!("cannot wait for signals: {error}");
-    let mut terminate = signal(SignalKind::terminate()).map_err(fail)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(fail)?;
+    Signals { mut terminate, mut interrupt }: Signals,
+) {
     let patient = tokio::select! {
         _ = terminate.recv() => true,
         _ = interrupt.recv() => false,
@@ -64,5 +80,4 @@ pub async fn until_stopped(
         // A panic in it has been logged and counted.
         let _ = thread.join();
     }
-    Ok(())
 }

@@ -83,6 +83,7 @@ async fn serve(
     cores: usize,
     ready: impl FnOnce(&[std::net::SocketAddr]),
 ) -> Result<(), String> {
+    let signals = drain::Signals::catch()?;
     let snapshot = Arc::clone(&gateway.current().snapshot);
     let fixed = &snapshot.fixed;
     let mut listeners = Vec::new();
@@ -120,7 +121,8 @@ async fn serve(
     drop(handles);
     gateway.set_stage(Stage::Ready);
     ready(&addresses);
-    drain::until_stopped(gateway, accepting, closing, end, threads).await
+    drain::until_stopped(gateway, accepting, closing, end, threads, signals).await;
+    Ok(())
 }
 
 /// Reloads whenever the files change or SIGHUP asks for it.
