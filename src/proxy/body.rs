@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Instant;
 
@@ -96,10 +95,7 @@ impl Body for RequestBody {
             *left = left.checked_sub(data.len() as u64).ok_or(BodyError::TooLarge)?;
             return Poll::Ready(Some(Ok(frame)));
         }
-        Poll::Ready(Some(Ok(match frame.into_trailers() {
-            Ok(trailers) => Frame::trailers(permitted(trailers, rules)),
-            Err(frame) => frame,
-        })))
+        Poll::Ready(Some(Ok(without_forbidden_trailers(frame, rules))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -118,13 +114,17 @@ impl Body for RequestBody {
 }
 
 /// Trailers come after the decision was made, so they must not say anything that it rested on.
-fn permitted(mut trailers: HeaderMap, rules: &HeaderRules) -> HeaderMap {
+fn without_forbidden_trailers(frame: Frame<Bytes>, rules: &HeaderRules) -> Frame<Bytes> {
+    let mut trailers = match frame.into_trailers() {
+        Ok(trailers) => trailers,
+        Err(frame) => return frame,
+    };
     let gone: Vec<_> =
         trailers.keys().filter(|name| rules.is_forbidden_trailer(name.as_str())).cloned().collect();
     for name in gone {
         trailers.remove(name);
     }
-    trailers
+    Frame::trailers(trailers)
 }
 
 /// A response's body on its way to the client.
@@ -204,10 +204,7 @@ impl Body for AnswerBody {
             }
             return Poll::Ready(Some(Ok(frame)));
         }
-        Poll::Ready(Some(Ok(match frame.into_trailers() {
-            Ok(trailers) => Frame::trailers(permitted(trailers, &relay.rules)),
-            Err(frame) => frame,
-        })))
+        Poll::Ready(Some(Ok(without_forbidden_trailers(frame, &relay.rules))))
     }
 
     fn is_end_stream(&self) -> bool {

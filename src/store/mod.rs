@@ -28,9 +28,6 @@ pub trait Users: Send + Sync {
     /// The user of that name, disabled or not; `None` when there is none.
     fn find<'a>(&'a self, username: &'a str) -> StoreFuture<'a, Option<UserRecord>>;
 
-    /// The user with that id, disabled or not; `None` when there is none, or none any longer.
-    fn find_by_id(&self, id: i64) -> StoreFuture<'_, Option<UserRecord>>;
-
     /// All users, by id.
     fn list(&self) -> StoreFuture<'_, Vec<UserRecord>>;
 

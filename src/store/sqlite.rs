@@ -111,17 +111,6 @@ impl Users for SqliteUsers {
         })
     }
 
-    fn find_by_id(&self, id: i64) -> StoreFuture<'_, Option<UserRecord>> {
-        Box::pin(async move {
-            sqlx::query("SELECT * FROM users WHERE id = ?")
-                .bind(id)
-                .try_map(record)
-                .fetch_optional(&self.pool)
-                .await
-                .map_err(|error| self.failed(error))
-        })
-    }
-
     fn list(&self) -> StoreFuture<'_, Vec<UserRecord>> {
         Box::pin(async move {
             sqlx::query("SELECT * FROM users ORDER BY id")
@@ -449,8 +438,6 @@ mod tests {
         for name in ["ödegård", "Odegard", "", "Ödegård ", "Ödegård\0", "%", "' OR 1=1 --"] {
             assert_eq!(users.find(name).await.unwrap(), None, "{name}");
         }
-        assert_eq!(users.find_by_id(added.id).await.unwrap(), Some(added));
-        assert_eq!(users.find_by_id(99).await.unwrap(), None);
         users.ping().await.unwrap();
     }
 
