@@ -192,7 +192,8 @@ impl Body for AnswerBody {
             Self::Own(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Upstream(relay) => relay,
         };
-        let Some(frame) = ready!(Pin::new(&mut relay.incoming).poll_frame(cx)) else {
+        let Some(lease) = &mut relay.lease else { return Poll::Ready(None) };
+        let Some(frame) = ready!(lease.poll_frame(&mut relay.incoming, cx)) else {
             relay.complete();
             return Poll::Ready(None);
         };

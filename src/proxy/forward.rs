@@ -132,7 +132,7 @@ async fn send(
 ) -> Result<Response<Incoming>, SendError> {
     let begin = Instant::now();
     let since = || progress.map_or(Some(begin), Progress::last);
-    match timer.within(limit, since, lease.http().try_send_request(request)).await {
+    match timer.within(limit, since, lease.send(request)).await {
         None => Err(SendError::TimedOut),
         Some(Ok(response)) if has_other_coding(&response) => Err(SendError::UnknownCoding),
         Some(Ok(response)) => Ok(response),

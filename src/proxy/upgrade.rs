@@ -8,6 +8,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, split};
 use tokio::time::{sleep, timeout};
 
+use super::upstream::{Lease, Upgraded};
+
 /// How long the client may take to switch after the upstream has.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -15,26 +17,37 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// opened with; `None` for a public one. `end` ends it before that, when the gateway shuts down.
 pub async fn carry(
     downstream: OnUpgrade,
-    upstream: OnUpgrade,
+    upstream: Lease,
     lifetime: Option<Duration>,
     end: impl Future<Output = ()>,
 ) {
-    let both = async { tokio::try_join!(downstream, upstream) };
+    let both = async {
+        // One after the other: the client hears of the switch only when the upstream has made it.
+        let upstream = upstream.upgraded().await?;
+        let downstream = downstream.await.map_err(io::Error::other)?;
+        io::Result::Ok((downstream, upstream))
+    };
     let Ok(Ok((downstream, upstream))) = timeout(HANDSHAKE_TIMEOUT, both).await else { return };
+    let Upgraded { stream, first, lease: _lease } = upstream;
     let (mut from_client, mut to_client) = split(TokioIo::new(downstream));
-    let (mut from_upstream, mut to_upstream) = split(TokioIo::new(upstream));
+    let (mut from_upstream, mut to_upstream) = split(stream);
     let expiry = async {
         match lifetime {
             Some(lifetime) => sleep(lifetime).await,
             None => std::future::pending().await,
         }
     };
+    let to_the_client = async {
+        to_client.write_all(&first).await?;
+        to_client.flush().await?;
+        pass_on(&mut from_upstream, &mut to_client).await
+    };
     tokio::select! {
         // The end of either is the end of both: WebSocket knows no half-closed connection, and an upstream
         // that never closes must not keep one alive for a client that has gone. What went wrong, there
         // is nobody left to tell.
         _ = pass_on(&mut from_client, &mut to_upstream) => {}
-        _ = pass_on(&mut from_upstream, &mut to_client) => {}
+        _ = to_the_client => {}
         () = expiry => {}
         () = end => {}
     }

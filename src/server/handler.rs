@@ -373,14 +373,13 @@ impl Worker {
         forwarded: Forwarded,
         lifetime: Option<Duration>,
     ) -> Response<Bytes> {
-        let Forwarded { mut response, lease } = forwarded;
-        let upstream = hyper::upgrade::on(&mut response);
+        let Forwarded { response, lease } = forwarded;
         connection.flags.upgrade();
         let (worker, connection) = (Rc::clone(self), Rc::clone(connection));
         tokio::task::spawn_local(async move {
-            upgrade::carry(downstream, upstream, lifetime, worker.ended()).await;
-            // Both count until now.
-            drop((lease, connection));
+            upgrade::carry(downstream, lease, lifetime, worker.ended()).await;
+            // It counts until now.
+            drop(connection);
         });
         let (mut parts, _) = response.into_parts();
         strip_response(&mut parts.headers);
