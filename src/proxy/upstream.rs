@@ -12,9 +12,9 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
@@ -89,19 +89,67 @@ struct Link {
     connection: Option<http1::Connection<TokioIo<Stream>, RequestBody>>,
     /// What it left: the stream of an upgrade, and what was read of it already.
     rest: Option<(Stream, Bytes)>,
+    driver: Arc<Driver>,
+    /// Wakes the driver.
+    waker: Waker,
     _slot: OwnedSemaphorePermit,
 }
 
+/// The task that drives a connection. The connection itself knows this waker only, so that it need not
+/// be told of every change, and taking it up again wakes nobody who had it before.
+#[derive(Debug, Default)]
+struct Driver {
+    waker: Mutex<Option<Waker>>,
+    /// What the task itself does to the connection is no news to it.
+    muted: AtomicBool,
+}
+
+impl Driver {
+    fn set(&self, waker: Option<&Waker>) {
+        let mut current = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*current, waker) {
+            (Some(current), Some(waker)) if current.will_wake(waker) => {}
+            _ => *current = waker.cloned(),
+        }
+    }
+}
+
+impl Wake for Driver {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.muted.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Some(waker) = &*self.waker.lock().unwrap_or_else(PoisonError::into_inner) {
+            waker.wake_by_ref();
+        }
+    }
+}
+
 impl Link {
-    /// Reads and writes what can be; `cx` is woken when there is more to do.
-    fn drive(&mut self, cx: &mut Context<'_>) {
-        if self.connection.as_mut().is_some_and(|connection| Pin::new(connection).poll(cx).is_ready())
+    /// Reads and writes what can be; `waker`, if any, is woken when there is more to do.
+    fn drive(&mut self, waker: Option<&Waker>) {
+        let Some(connection) = &mut self.connection else { return };
+        self.driver.set(waker);
+        if Pin::new(connection).poll(&mut Context::from_waker(&self.waker)).is_ready()
             && let Some(connection) = self.connection.take()
         {
             // Its errors reach the request that they concern; one that was not begun comes back now.
             let parts = connection.into_parts();
             self.rest = Some((parts.io.into_inner(), parts.read_buf));
         }
+    }
+
+    /// What has been read of a response's body.
+    fn take_frame(&self, body: &mut Incoming) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        // There is room for more then: whoever takes comes back for it.
+        self.driver.muted.store(true, Ordering::Relaxed);
+        let taken = Pin::new(body).poll_frame(&mut Context::from_waker(Waker::noop()));
+        self.driver.muted.store(false, Ordering::Relaxed);
+        taken
     }
 
     /// Whether it would take a request now.
@@ -196,7 +244,9 @@ impl Upstream {
         let mut http = http1::Builder::new();
         http.max_buf_size(BUFFER);
         let (requests, connection) = http.handshake(TokioIo::new(Stream(stream))).await?;
-        Ok(Box::new(Link { requests, connection: Some(connection), rest: None, _slot: slot }))
+        let driver = Arc::<Driver>::default();
+        let waker = Waker::from(Arc::clone(&driver));
+        Ok(Box::new(Link { requests, connection: Some(connection), rest: None, driver, waker, _slot: slot }))
     }
 
     /// Closes the connections that have been idle for too long, or all if another thread waits for one.
@@ -206,8 +256,8 @@ impl Upstream {
             idle.clear();
         }
         idle.retain_mut(|idle| {
-            // Nobody is to be woken by it; whether the upstream has closed it is all that is asked.
-            idle.link.drive(&mut Context::from_waker(Waker::noop()));
+            // To see whether the upstream has closed it.
+            idle.link.drive(None);
             idle.link.is_ready() && idle.since.elapsed() < self.settings.idle_timeout
         });
         if idle.is_empty() {
@@ -226,6 +276,7 @@ impl Upstream {
     }
 
     fn put_back(&self, link: Box<Link>) {
+        link.driver.set(None);
         if self.is_wanted_elsewhere() {
             return;
         }
@@ -247,7 +298,7 @@ impl Lease {
         let link = &mut *self.link;
         let mut response = std::pin::pin!(link.requests.try_send_request(request));
         poll_fn(|cx| {
-            link.drive(cx);
+            link.drive(Some(cx.waker()));
             // Driving is what makes it come, so nobody else has to be woken for it.
             response.as_mut().poll(&mut Context::from_waker(Waker::noop()))
         })
@@ -260,13 +311,12 @@ impl Lease {
         body: &mut Incoming,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let unheard = &mut Context::from_waker(Waker::noop());
-        // Small bodies are there already, and the connection needs no looking after.
-        if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(unheard) {
-            return Poll::Ready(frame);
+        let mut taken = self.link.take_frame(body);
+        if taken.is_pending() {
+            self.link.drive(Some(cx.waker()));
+            taken = self.link.take_frame(body);
         }
-        self.link.drive(cx);
-        Pin::new(body).poll_frame(unheard)
+        taken
     }
 
     /// The response is complete: the connection may serve the next request, once it is ready to.
@@ -279,7 +329,7 @@ impl Lease {
             let upstream = Rc::clone(upstream);
             tokio::task::spawn_local(async move {
                 let ready = poll_fn(|cx| {
-                    link.drive(cx);
+                    link.drive(Some(cx.waker()));
                     match link.connection {
                         Some(_) if !link.is_ready() => Poll::Pending,
                         _ => Poll::Ready(()),
@@ -298,7 +348,7 @@ impl Lease {
     /// The connection broke before it could be had.
     pub async fn upgraded(mut self) -> std::io::Result<Upgraded> {
         let rest = poll_fn(|cx| {
-            self.link.drive(cx);
+            self.link.drive(Some(cx.waker()));
             if self.link.connection.is_some() { Poll::Pending } else { Poll::Ready(self.link.rest.take()) }
         });
         let (stream, first) = rest.await.ok_or(std::io::ErrorKind::UnexpectedEof)?;
