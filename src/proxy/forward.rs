@@ -27,7 +27,7 @@ pub struct Forwarded {
 
 /// Sends `request` to the upstream: path and query as received, in origin-form.
 ///
-/// `again` makes the same request once more, where it may be repeated. `response_timeout` runs from the moment that the upstream has the whole request.
+/// `response_timeout` runs from the moment that the upstream has the whole request. `now`: roughly.
 ///
 /// A connection that was used before may have been closed by the upstream just now. If nothing
 /// came back, the request is sent once more on a new one, provided that it was not sent at all or
@@ -41,32 +41,34 @@ pub async fn forward(
     _permit: Permit,
     upstream: &Rc<Upstream>,
     request: Request<RequestBody>,
-    again: Option<impl FnOnce() -> Request<RequestBody>>,
     asks: Asks,
     progress: Option<Rc<Progress>>,
     response_timeout: Duration,
+    now: Instant,
     timer: &mut LazyTimer,
     retried: impl FnOnce(),
 ) -> Result<Forwarded, Refusal> {
-    let mut lease = upstream.lease(false).await?;
+    let mut lease = upstream.lease(false, now).await?;
+    let repeatable = !asks.websocket && may_repeat(&request);
     let request = prepare(request, upstream, asks);
-    let error = match send(&mut lease, request, progress.as_deref(), response_timeout, timer).await {
-        Ok(response) => return Ok(Forwarded { response, lease }),
-        Err(error) => error,
-    };
-    let request = match (error, again) {
-        (SendError::Failed { unsent: Some(unsent), .. }, _) if lease.reused => *unsent,
+    let error =
+        match send(&mut lease, request, repeatable, progress.as_deref(), response_timeout, timer).await {
+            Ok(response) => return Ok(Forwarded { response, lease }),
+            Err(error) => error,
+        };
+    let request = match error {
+        SendError::Failed { unsent: Some(unsent), .. } if lease.reused => *unsent,
         // Whatever came back, if anything came back it was an answer.
-        (SendError::Failed { error, .. }, Some(again)) if lease.reused && !error.is_parse() => {
-            prepare(again(), upstream, asks)
+        SendError::Failed { ref error, .. } if lease.reused && repeatable && !error.is_parse() => {
+            lease.sent().ok_or(Refusal::UpstreamReset)?
         }
-        (error, _) => return Err(error.into()),
+        error => return Err(error.into()),
     };
     retried();
     // Gone for good, and its slot may be the last one.
     drop(lease);
-    let mut lease = upstream.lease(true).await?;
-    let response = send(&mut lease, request, progress.as_deref(), response_timeout, timer).await?;
+    let mut lease = upstream.lease(true, Instant::now()).await?;
+    let response = send(&mut lease, request, false, progress.as_deref(), response_timeout, timer).await?;
     Ok(Forwarded { response, lease })
 }
 
@@ -80,9 +82,12 @@ pub struct Asks {
 }
 
 /// Whether a request may be sent twice (RFC 9110 §9.2.2) and can be: a body comes only once.
-pub fn may_repeat(method: &Method, body: &RequestBody) -> bool {
-    matches!(body, RequestBody::Empty)
-        && matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
+fn may_repeat(request: &Request<RequestBody>) -> bool {
+    matches!(request.body(), RequestBody::Empty)
+        && matches!(
+            *request.method(),
+            Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE
+        )
 }
 
 /// Puts a request into the form in which it goes on.
@@ -126,13 +131,14 @@ impl From<SendError> for Refusal {
 async fn send(
     lease: &mut Lease,
     request: Request<RequestBody>,
+    repeatable: bool,
     progress: Option<&Progress>,
     limit: Duration,
     timer: &mut LazyTimer,
 ) -> Result<Response<Incoming>, SendError> {
-    let begin = Instant::now();
+    let begin = lease.since;
     let since = || progress.map_or(Some(begin), Progress::last);
-    match timer.within(limit, since, lease.send(request)).await {
+    match timer.within(limit, since, lease.send(request, repeatable)).await {
         None => Err(SendError::TimedOut),
         Some(Ok(response)) if has_other_coding(&response) => Err(SendError::UnknownCoding),
         Some(Ok(response)) => Ok(response),

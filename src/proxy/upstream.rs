@@ -10,6 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,6 +23,7 @@ use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
@@ -86,9 +88,11 @@ struct Idle {
 struct Link {
     requests: SendRequest<RequestBody>,
     /// Does the work when it is polled. `None` when it has ended.
-    connection: Option<http1::Connection<TokioIo<Stream>, RequestBody>>,
+    connection: Option<http1::Connection<TokioIo<Recorded>, RequestBody>>,
     /// What it left: the stream of an upgrade, and what was read of it already.
     rest: Option<(Stream, Bytes)>,
+    /// The request that was last sent, where it may be sent again.
+    record: Rc<Record>,
     driver: Arc<Driver>,
     /// Wakes the driver.
     waker: Waker,
@@ -139,7 +143,7 @@ impl Link {
         {
             // Its errors reach the request that they concern; one that was not begun comes back now.
             let parts = connection.into_parts();
-            self.rest = Some((parts.io.into_inner(), parts.read_buf));
+            self.rest = Some((parts.io.into_inner().stream, parts.read_buf));
         }
     }
 
@@ -165,6 +169,8 @@ pub struct Lease {
     link: Box<Link>,
     /// Whether it has served a request before: then it may have gone stale.
     pub reused: bool,
+    /// When it was had.
+    pub since: Instant,
 }
 
 impl Upstream {
@@ -186,12 +192,12 @@ impl Upstream {
     }
 
     /// A connection: an idle one if `fresh` does not forbid it, else a new one, else the first that
-    /// comes free within the connect timeout.
+    /// comes free within the connect timeout. `now`: roughly, to save a look at the clock.
     ///
     /// # Errors
     /// `UpstreamBusy` if none comes free, `UpstreamUnreachable` if none can be made.
-    pub async fn lease(&self, fresh: bool) -> Result<Lease, Refusal> {
-        if !fresh && let Some(lease) = self.take_idle() {
+    pub async fn lease(&self, fresh: bool, now: Instant) -> Result<Lease, Refusal> {
+        if !fresh && let Some(lease) = self.take_idle(now) {
             return Ok(lease);
         }
         let deadline = Instant::now() + self.settings.connect_timeout;
@@ -208,7 +214,7 @@ impl Upstream {
             if !waited {
                 return Err(Refusal::UpstreamBusy);
             }
-            if let Some(lease) = self.take_idle() {
+            if let Some(lease) = self.take_idle(Instant::now()) {
                 return Ok(lease);
             }
         };
@@ -217,19 +223,19 @@ impl Upstream {
             .await
             .map_err(|_| Refusal::UpstreamUnreachable)?
             .map_err(|_| Refusal::UpstreamUnreachable)?;
-        Ok(Lease { link, reused: false })
+        Ok(Lease { link, reused: false, since: Instant::now() })
     }
 
-    fn take_idle(&self) -> Option<Lease> {
+    fn take_idle(&self, now: Instant) -> Option<Lease> {
         let mut idle = self.idle.borrow_mut();
         while let Some(Idle { link, since }) = idle.pop() {
-            if since.elapsed() >= self.settings.idle_timeout {
+            if now.duration_since(since) >= self.settings.idle_timeout {
                 // The others have been idle for longer still.
                 idle.clear();
                 return None;
             }
             if link.is_ready() {
-                return Some(Lease { link, reused: true });
+                return Some(Lease { link, reused: true, since: now });
             }
         }
         None
@@ -243,10 +249,20 @@ impl Upstream {
         stream.set_nodelay(true)?;
         let mut http = http1::Builder::new();
         http.max_buf_size(BUFFER);
-        let (requests, connection) = http.handshake(TokioIo::new(Stream(stream))).await?;
+        let record = Rc::<Record>::default();
+        let stream = Recorded { stream: Stream(stream), record: Rc::clone(&record) };
+        let (requests, connection) = http.handshake(TokioIo::new(stream)).await?;
         let driver = Arc::<Driver>::default();
         let waker = Waker::from(Arc::clone(&driver));
-        Ok(Box::new(Link { requests, connection: Some(connection), rest: None, driver, waker, _slot: slot }))
+        Ok(Box::new(Link {
+            requests,
+            connection: Some(connection),
+            rest: None,
+            record,
+            driver,
+            waker,
+            _slot: slot,
+        }))
     }
 
     /// Closes the connections that have been idle for too long, or all if another thread waits for one.
@@ -286,7 +302,8 @@ impl Upstream {
 }
 
 impl Lease {
-    /// Sends a request and waits for the head of its response.
+    /// Sends a request and waits for the head of its response. `repeatable`: it has no body, and
+    /// [`Lease::sent`] can be asked for it.
     ///
     /// # Errors
     /// hyper's, with the request itself if nothing of it was sent.
@@ -294,8 +311,10 @@ impl Lease {
     pub async fn send(
         &mut self,
         request: Request<RequestBody>,
+        repeatable: bool,
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
         let link = &mut *self.link;
+        link.record.begin(repeatable);
         let mut response = std::pin::pin!(link.requests.try_send_request(request));
         poll_fn(|cx| {
             link.drive(Some(cx.waker()));
@@ -303,6 +322,11 @@ impl Lease {
             response.as_mut().poll(&mut Context::from_waker(Waker::noop()))
         })
         .await
+    }
+
+    /// The repeatable request that was last sent, if all of it was.
+    pub fn sent(&self) -> Option<Request<RequestBody>> {
+        read_back(&self.link.record.bytes.borrow())
     }
 
     /// The next piece of the response's body; `body` came with the response of [`Lease::send`].
@@ -346,12 +370,12 @@ impl Lease {
     ///
     /// # Errors
     /// The connection broke before it could be had.
-    pub async fn upgraded(mut self) -> std::io::Result<Upgraded> {
+    pub async fn upgraded(mut self) -> io::Result<Upgraded> {
         let rest = poll_fn(|cx| {
             self.link.drive(Some(cx.waker()));
             if self.link.connection.is_some() { Poll::Pending } else { Poll::Ready(self.link.rest.take()) }
         });
-        let (stream, first) = rest.await.ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        let (stream, first) = rest.await.ok_or(io::ErrorKind::UnexpectedEof)?;
         Ok(Upgraded { stream, first, lease: self })
     }
 }
@@ -364,4 +388,113 @@ pub struct Upgraded {
     pub first: Bytes,
     /// Its slot is taken up for as long as this lives.
     pub lease: Lease,
+}
+
+/// What was written for a request. Cheaper than a copy of it, and exactly what a repetition has to say.
+#[derive(Debug, Default)]
+struct Record {
+    on: Cell<bool>,
+    bytes: RefCell<Vec<u8>>,
+}
+
+/// Capacity that an idle connection keeps for it, in bytes.
+const RECORD: usize = 4096;
+
+impl Record {
+    fn begin(&self, on: bool) {
+        self.on.set(on);
+        let mut bytes = self.bytes.borrow_mut();
+        bytes.clear();
+        bytes.shrink_to(RECORD);
+    }
+
+    fn add(&self, written: &Poll<io::Result<usize>>, bufs: &[io::IoSlice<'_>]) {
+        let Poll::Ready(Ok(mut left)) = *written else { return };
+        if self.on.get() {
+            let mut bytes = self.bytes.borrow_mut();
+            for buf in bufs {
+                let piece = left.min(buf.len());
+                bytes.extend_from_slice(&buf[..piece]);
+                left -= piece;
+            }
+        }
+    }
+}
+
+/// A request without a body, from the bytes that hyper made of it.
+fn read_back(bytes: &[u8]) -> Option<Request<RequestBody>> {
+    let mut lines = bytes.strip_suffix(b"\r\n\r\n")?.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
+    let mut start = lines.next()?.split(|byte| *byte == b' ');
+    let mut request = Request::builder().method(start.next()?).uri(start.next()?);
+    for line in lines {
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        request = request.header(&line[..colon], line[colon + 1..].trim_ascii());
+    }
+    request.body(RequestBody::Empty).ok()
+}
+
+/// The stream of a connection, whose requests are recorded.
+struct Recorded {
+    stream: Stream,
+    record: Rc<Record>,
+}
+
+impl AsyncRead for Recorded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Recorded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.record.add(&written, &[io::IoSlice::new(buf)]);
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.record.add(&written, bufs);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sent_is_read_back_as_the_request_that_it_was() {
+        let sent = b"GET /a%20b?c= HTTP/1.1\r\nhost: cms\r\nx-a: 1: 2\r\nx-a: \r\n\r\n";
+        let request = read_back(sent).unwrap();
+        assert_eq!((request.method().as_str(), request.uri().to_string()), ("GET", "/a%20b?c=".to_owned()));
+        let values = |name| -> Vec<_> {
+            let values = request.headers().get_all(name).iter();
+            values.map(|value| value.to_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!((values("host"), values("x-a")), (vec!["cms".into()], vec!["1: 2".into(), String::new()]));
+        for cut in 0..sent.len() {
+            assert!(read_back(&sent[..cut]).is_none(), "{cut}");
+        }
+    }
 }

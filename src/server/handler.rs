@@ -249,21 +249,8 @@ impl Worker {
         }
         let upgrade = if stripped.websocket { parts.extensions.remove::<OnUpgrade>() } else { None };
         let (body, progress) = request_body(active, &parts, body)?;
-        // What the client said is kept until the upstream has answered; what is said for it is little
-        // work to say again.
-        let kept = (upgrade.is_none() && forward::may_repeat(&parts.method, &body))
-            .then(|| (parts.method.clone(), parts.uri.clone(), parts.headers.clone()));
         self.speak_for(active, connection, &mut parts.headers, known.as_deref(), record);
         let request = Request::from_parts(parts, body);
-        let again = kept.map(|(method, uri, mut headers)| {
-            || {
-                self.speak_for(active, connection, &mut headers, known.as_deref(), record);
-                let mut request = Request::new(RequestBody::Empty);
-                (*request.method_mut(), *request.uri_mut()) = (method, uri);
-                *request.headers_mut() = headers;
-                request
-            }
-        });
         let asks = Asks { websocket: upgrade.is_some(), trailers: stripped.trailers };
         // Taken for the time of this request: a connection has one at a time.
         let mut timer = connection.timer.take();
@@ -271,10 +258,10 @@ impl Worker {
             permit,
             &active.upstream,
             request,
-            again,
             asks,
             progress,
             snapshot.response_timeout,
+            record.started,
             &mut timer,
             || self.gateway.metrics.retries.inc(),
         )

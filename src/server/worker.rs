@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use ipnet::IpNet;
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
-use tokio::task::LocalSet;
 
 use super::connection::{self, Connection, ConnectionLimits};
 use super::{Active, Gateway};
@@ -316,9 +316,15 @@ pub fn start(
     let (sender, receiver) = unbounded_channel();
     let load = Arc::new(AtomicUsize::new(0));
     let handle = WorkerHandle { connections: sender, load: Arc::clone(&load) };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let id_prefix = super::random_hex(6);
+    let (started, outcome) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name(format!("request-{index}")).spawn(move || {
+        // Made here, since it never leaves its thread.
+        let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(started.send(Err(error))),
+        };
+        let _ = started.send(Ok(()));
         let local = Rc::new(Local::new(gateway.current(), None));
         let worker = Rc::new(Worker {
             gateway,
@@ -331,12 +337,12 @@ pub fn start(
             closing: Cell::new(false),
             end: end.clone(),
         });
-        let tasks = LocalSet::new();
-        tasks.block_on(&runtime, run(Rc::clone(&worker), receiver, load, closing, end));
+        runtime.block_on(run(Rc::clone(&worker), receiver, load, closing, end));
         // What is cut off here has a line to leave, too.
-        drop(tasks);
+        drop(runtime);
         worker.flush_lines();
     })?;
+    outcome.recv().unwrap_or_else(|_| Err(std::io::Error::other("the request thread ended at once")))?;
     Ok((handle, thread))
 }
 
