@@ -145,6 +145,8 @@ pub struct Relay {
     /// Bytes so far, for the log.
     on_end: Option<Box<dyn FnOnce(u64, bool)>>,
     bytes: u64,
+    /// What the body broke off with, to be told next.
+    broken: Option<hyper::Error>,
 }
 
 impl Relay {
@@ -156,8 +158,15 @@ impl Relay {
         rules: Rc<HeaderRules>,
         on_end: Box<dyn FnOnce(u64, bool)>,
     ) -> Self {
-        let mut relay =
-            Self { incoming, lease: Some(lease), upstream, rules, on_end: Some(on_end), bytes: 0 };
+        let mut relay = Self {
+            incoming,
+            lease: Some(lease),
+            upstream,
+            rules,
+            on_end: Some(on_end),
+            bytes: 0,
+            broken: None,
+        };
         if relay.incoming.is_end_stream() {
             relay.complete();
         }
@@ -192,12 +201,24 @@ impl Body for AnswerBody {
             Self::Own(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Upstream(relay) => relay,
         };
+        if let Some(error) = relay.broken.take() {
+            return Poll::Ready(Some(Err(BodyError::Broken(error))));
+        }
         let Some(lease) = &mut relay.lease else { return Poll::Ready(None) };
-        let Some(frame) = ready!(lease.poll_frame(&mut relay.incoming, cx)) else {
-            relay.complete();
-            return Poll::Ready(None);
+        let frame = match ready!(lease.poll_frame(&mut relay.incoming, cx)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => {
+                // Told at once, hyper would drop what came before together with the connection. This way
+                // that goes out first.
+                relay.broken = Some(error);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            None => {
+                relay.complete();
+                return Poll::Ready(None);
+            }
         };
-        let frame = frame.map_err(BodyError::Broken)?;
         if let Some(data) = frame.data_ref() {
             relay.bytes += data.len() as u64;
             if relay.incoming.is_end_stream() {
