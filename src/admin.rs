@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::net::TcpListener;
 
+use crate::observe::audit::Trigger;
 use crate::server::{Gateway, Stage};
 
 /// For a request's head: these clients are ours.
@@ -65,10 +66,12 @@ async fn answer(
             response
         }
         ("/status", true) => status(gateway).await,
-        ("/reload", false) if request.method() == Method::POST => match gateway.reload("admin").await {
-            Ok(()) => text(StatusCode::OK, "reloaded\n"),
-            Err(error) => text(StatusCode::UNPROCESSABLE_ENTITY, &error.render(false)),
-        },
+        ("/reload", false) if request.method() == Method::POST => {
+            match gateway.reload(Trigger::Admin).await {
+                Ok(()) => text(StatusCode::OK, "reloaded\n"),
+                Err(error) => text(StatusCode::UNPROCESSABLE_ENTITY, &error.render(false)),
+            }
+        }
         ("/livez" | "/readyz" | "/metrics" | "/status", _) => not_allowed("GET, HEAD"),
         ("/reload", _) => not_allowed("POST"),
         _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz, /status, /metrics and POST /reload\n"),

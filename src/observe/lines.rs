@@ -1,4 +1,5 @@
-//! The access log and the audit log: one line a request, one line an authentication event.
+//! Log lines that are written on every request's or event's account: the access log, and what the audit
+//! log's lines are written with.
 //!
 //! Lines are built on the thread that has something to say and written by a thread of their own, so
 //! that a slow reader of the log never holds up a request: access lines are given up and counted when
@@ -84,21 +85,6 @@ pub struct Access<'a> {
     pub user: Option<&'a str>,
 }
 
-/// One authentication event, for the audit log.
-#[derive(Debug)]
-pub struct Audit<'a> {
-    /// `login`, `login_failed`, `refused`, `reload` or `reload_refused`.
-    pub event: &'static str,
-    pub request_id: Option<&'a str>,
-    pub client: Option<IpAddr>,
-    pub user: Option<&'a str>,
-    pub rule: Option<&'a str>,
-    /// From a closed list; see the documentation.
-    pub reason: Option<&'a str>,
-    pub method: Option<&'a str>,
-    pub path: Option<&'a str>,
-}
-
 impl Access<'_> {
     /// Appends the line.
     pub fn write(&self, format: LogFormat, line: &mut Vec<u8>) {
@@ -120,32 +106,14 @@ impl Access<'_> {
     }
 }
 
-impl Audit<'_> {
-    /// Appends the line.
-    pub fn write(&self, format: LogFormat, line: &mut Vec<u8>) {
-        let mut line = Line::begin(format, "audit", line);
-        line.text("event", self.event);
-        line.optional("user", self.user);
-        if let Some(client) = self.client {
-            line.text("client", &client.to_string());
-        }
-        line.optional("reason", self.reason);
-        line.optional("rule", self.rule);
-        line.optional("method", self.method);
-        line.optional("path", self.path);
-        line.optional("request_id", self.request_id);
-        line.end();
-    }
-}
-
 /// A line being written.
-struct Line<'a> {
+pub(super) struct Line<'a> {
     format: LogFormat,
     out: &'a mut Vec<u8>,
 }
 
 impl<'a> Line<'a> {
-    fn begin(format: LogFormat, log: &str, out: &'a mut Vec<u8>) -> Self {
+    pub(super) fn begin(format: LogFormat, log: &str, out: &'a mut Vec<u8>) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut line = Self { format, out };
         let time = timestamp(now);
@@ -180,7 +148,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    fn text(&mut self, key: &str, value: &str) {
+    pub(super) fn text(&mut self, key: &str, value: &str) {
         self.key(key);
         let bare = self.format == LogFormat::Text
             && !value.is_empty()
@@ -192,7 +160,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    fn optional(&mut self, key: &str, value: Option<&str>) {
+    pub(super) fn optional(&mut self, key: &str, value: Option<&str>) {
         if let Some(value) = value {
             self.text(key, value);
         }
@@ -203,7 +171,7 @@ impl<'a> Line<'a> {
         self.out.extend_from_slice(value.to_string().as_bytes());
     }
 
-    fn end(self) {
+    pub(super) fn end(self) {
         if self.format == LogFormat::Json {
             self.out.push(b'}');
         }

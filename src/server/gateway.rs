@@ -15,7 +15,8 @@ use crate::config::reload::{LoadError, Loader, Watch};
 use crate::config::snapshot::{Built, Fixed, MissingKey, Snapshot, Surroundings};
 use crate::config::{Diagnostics, Source, raw};
 use crate::login::Login;
-use crate::observe::lines::{Audit, LineSink};
+use crate::observe::audit::{Audit, Event, Reason, Trigger};
+use crate::observe::lines::LineSink;
 use crate::observe::metrics::{Metrics, RuleCounters};
 use crate::observe::{LogFormat, LogLevel};
 use crate::policy::diff::differences;
@@ -241,9 +242,9 @@ impl Gateway {
     ///
     /// # Errors
     /// Why it was refused; the log has said so.
-    pub async fn reload(self: &Arc<Self>, reason: &'static str) -> Result<(), LoadError> {
+    pub async fn reload(self: &Arc<Self>, trigger: Trigger) -> Result<(), LoadError> {
         let surroundings = self.surroundings.lock().await;
-        self.reload_with(&surroundings, reason).await
+        self.reload_with(&surroundings, trigger).await
     }
 
     /// As [`Gateway::reload`], with the keys at `url` as they were just fetched. Nothing happens if
@@ -254,7 +255,7 @@ impl Gateway {
             return Ok(());
         }
         let before = surroundings.fetched.insert(url.to_owned(), jwks);
-        let outcome = self.reload_with(&surroundings, "keys").await;
+        let outcome = self.reload_with(&surroundings, Trigger::Keys).await;
         if outcome.is_err() {
             // Try again with the next fetch; until then what was good stays.
             match before {
@@ -268,7 +269,7 @@ impl Gateway {
     async fn reload_with(
         self: &Arc<Self>,
         surroundings: &Surroundings,
-        reason: &'static str,
+        trigger: Trigger,
     ) -> Result<(), LoadError> {
         // A key that has gone is a mistake while the gateway runs, and no reason to make another.
         let given = Surroundings {
@@ -289,7 +290,7 @@ impl Gateway {
         match loaded {
             Ok((Built { snapshot, warnings }, source, changes)) => {
                 warn_of(&warnings, &source);
-                self.swap(snapshot, &changes, reason);
+                self.swap(snapshot, &changes, trigger);
                 self.note(LastLoad { at, error: None });
                 Ok(())
             }
@@ -302,11 +303,11 @@ impl Gateway {
                 }
                 let told = error.to_string();
                 tracing::error!(
-                    reason,
+                    reason = trigger.code(),
                     problems = told,
                     "the configuration is refused; the old one stays in force"
                 );
-                self.audit(&Audit::of("reload_refused", Some(reason)));
+                self.audit_reload(Event::ReloadRefused, trigger);
                 self.note(LastLoad { at, error: Some(told) });
                 Err(error)
             }
@@ -322,7 +323,7 @@ impl Gateway {
         *self.last_load.lock().unwrap_or_else(PoisonError::into_inner) = load;
     }
 
-    fn swap(&self, snapshot: Snapshot, changes: &Changes, reason: &'static str) {
+    fn swap(&self, snapshot: Snapshot, changes: &Changes, trigger: Trigger) {
         let old = self.current();
         if let Some(watch) = self.watch.get() {
             watch.follow(snapshot.watched.clone());
@@ -340,30 +341,18 @@ impl Gateway {
         self.current.store(Arc::new(Active::new(snapshot, generation, &self.metrics, slots)));
         self.generation.store(generation, Ordering::Release);
         tracing::info!(
-            reason,
+            reason = trigger.code(),
             rules_added = changes.added.join("; "),
             rules_removed = changes.removed.join("; "),
             answers_changed = changes.count,
             answers = changes.answers.join("; "),
             "the configuration is reloaded"
         );
-        self.audit(&Audit::of("reload", Some(reason)));
+        self.audit_reload(Event::Reload, trigger);
     }
-}
 
-impl Audit<'_> {
-    /// An event of the gateway's own, nobody's request.
-    fn of(event: &'static str, reason: Option<&'static str>) -> Audit<'static> {
-        Audit {
-            event,
-            request_id: None,
-            client: None,
-            user: None,
-            rule: None,
-            reason,
-            method: None,
-            path: None,
-        }
+    fn audit_reload(&self, event: Event, trigger: Trigger) {
+        self.audit(&Audit { reason: Some(Reason::Trigger(trigger)), ..Audit::of(event) });
     }
 }
 

@@ -21,6 +21,7 @@ use crate::config::reload::Loader;
 use crate::config::snapshot::{Built, MissingKey, Surroundings};
 use crate::config::{Source, raw};
 use crate::login::Login;
+use crate::observe::audit::Trigger;
 use crate::observe::lines::LineSink;
 use crate::observe::{LogFormat, start_logging};
 use crate::store::sqlite::SqliteUsers;
@@ -140,7 +141,7 @@ fn follow_changes(gateway: &Arc<Gateway>) -> Result<(), String> {
         while changes.recv().await.is_some() {
             // What came meanwhile is in the file already.
             while changes.try_recv().is_ok() {}
-            let _ = following.reload("file").await;
+            let _ = following.reload(Trigger::File).await;
         }
     });
     let mut hangups = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())
@@ -148,7 +149,7 @@ fn follow_changes(gateway: &Arc<Gateway>) -> Result<(), String> {
     let reloading = Arc::clone(gateway);
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {
-            let _ = reloading.reload("signal").await;
+            let _ = reloading.reload(Trigger::Signal).await;
         }
     });
     Ok(())
