@@ -4,9 +4,10 @@
 //! that. A new event is a variant here and a row there. Not here: how a line is written (`lines`).
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::LogFormat;
-use super::lines::Line;
+use super::lines::{Line, since_epoch};
 use crate::wire::answer::Refusal;
 
 /// An enum whose variants are words of a closed list.
@@ -28,6 +29,11 @@ macro_rules! words {
                     $(Self::$variant => $word,)+
                 }
             }
+
+            /// The one with that name.
+            pub fn from_code(code: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|one| one.code() == code)
+            }
         }
     };
 }
@@ -45,6 +51,12 @@ words! {
         Reload = "reload",
         /// It was not, and the old one stays.
         ReloadRefused = "reload_refused",
+        /// A signing key came, went or took its turn.
+        KeyChange = "key_change",
+        /// A user of the local store was changed by a command.
+        UserChange = "user_change",
+        /// A command made a token for a user.
+        TokenIssued = "token_issued",
     }
 }
 
@@ -62,6 +74,44 @@ words! {
     }
 }
 
+words! {
+    /// What happened to a key.
+    KeyChange {
+        /// It was made, by a command or because it was due.
+        Made = "made",
+        /// This gateway has it: tokens that it signed count here.
+        Published = "published",
+        /// New tokens are signed with it.
+        Signs = "signs",
+        /// A command took it out of use.
+        Retired = "retired",
+        /// It was removed, because its last token has expired.
+        Removed = "removed",
+        /// This gateway does not have it any more: tokens that it signed do not count here.
+        Gone = "gone",
+    }
+}
+
+words! {
+    /// What happened to a user.
+    UserChange {
+        /// There is one more.
+        Added = "added",
+        /// There are more, from a file.
+        Imported = "imported",
+        /// Another password.
+        Password = "password",
+        /// Another role.
+        Role = "role",
+        /// May not log in any more.
+        Disabled = "disabled",
+        /// May log in again.
+        Enabled = "enabled",
+        /// There is one less.
+        Removed = "removed",
+    }
+}
+
 /// Why it happened. Closed, because each part is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Reason<'a> {
@@ -69,6 +119,10 @@ pub enum Reason<'a> {
     Trigger(Trigger),
     /// Of a failed login or a refused request.
     Refusal(&'a Refusal),
+    /// What happened to a key.
+    KeyChange(KeyChange),
+    /// What happened to a user.
+    UserChange(UserChange),
 }
 
 impl Reason<'_> {
@@ -77,9 +131,22 @@ impl Reason<'_> {
     pub fn code(self) -> &'static str {
         match self {
             Self::Trigger(trigger) => trigger.code(),
+            Self::KeyChange(change) => change.code(),
+            Self::UserChange(change) => change.code(),
             Self::Refusal(Refusal::InvalidToken(why)) => why.code(),
             Self::Refusal(Refusal::WrongCredentials(why)) => why.code(),
             Self::Refusal(refusal) => refusal.code(),
+        }
+    }
+}
+
+impl Reason<'static> {
+    /// The reason of that name, of an event that a command can bring about.
+    pub fn of_command(event: Event, code: &str) -> Option<Self> {
+        match event {
+            Event::KeyChange => KeyChange::from_code(code).map(Self::KeyChange),
+            Event::UserChange => UserChange::from_code(code).map(Self::UserChange),
+            _ => None,
         }
     }
 }
@@ -93,6 +160,12 @@ pub struct Audit<'a> {
     pub reason: Option<Reason<'a>>,
     /// Whom it concerns, by name.
     pub user: Option<&'a str>,
+    /// Which key it concerns, by its `kid`.
+    pub key: Option<&'a str>,
+    /// Which user of the operating system did it, by a command.
+    pub by: Option<&'a str>,
+    /// When, since the epoch; `None`: now.
+    pub at: Option<Duration>,
     /// Who asked.
     pub client: Option<IpAddr>,
     /// The rule that decided, as in the file.
@@ -112,6 +185,9 @@ impl<'a> Audit<'a> {
             event,
             reason: None,
             user: None,
+            key: None,
+            by: None,
+            at: None,
             client: None,
             rule: None,
             method: None,
@@ -122,9 +198,11 @@ impl<'a> Audit<'a> {
 
     /// Appends the line.
     pub fn write(&self, format: LogFormat, line: &mut Vec<u8>) {
-        let mut line = Line::begin(format, "audit", line);
+        let mut line = Line::begin(format, "audit", self.at.unwrap_or_else(since_epoch), line);
         line.text("event", self.event.code());
         line.optional("user", self.user);
+        line.optional("key", self.key);
+        line.optional("by", self.by);
         if let Some(client) = self.client {
             line.text("client", &client.to_string());
         }

@@ -88,7 +88,7 @@ pub struct Access<'a> {
 impl Access<'_> {
     /// Appends the line.
     pub fn write(&self, format: LogFormat, line: &mut Vec<u8>) {
-        let mut line = Line::begin(format, "access", line);
+        let mut line = Line::begin(format, "access", since_epoch(), line);
         line.text("client", &self.client.to_string());
         line.text("method", self.method);
         line.text("path", self.path);
@@ -106,6 +106,11 @@ impl Access<'_> {
     }
 }
 
+/// Now.
+pub(super) fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
 /// A line being written.
 pub(super) struct Line<'a> {
     format: LogFormat,
@@ -113,10 +118,10 @@ pub(super) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    pub(super) fn begin(format: LogFormat, log: &str, out: &'a mut Vec<u8>) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    /// `at` is the time since the epoch.
+    pub(super) fn begin(format: LogFormat, log: &str, at: Duration, out: &'a mut Vec<u8>) -> Self {
         let mut line = Self { format, out };
-        let time = timestamp(now);
+        let time = timestamp(at);
         match format {
             LogFormat::Json => {
                 line.out.extend_from_slice(b"{\"timestamp\":\"");

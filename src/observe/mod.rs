@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod lines;
 pub mod metrics;
+pub mod outbox;
 
 use std::io::IsTerminal;
 

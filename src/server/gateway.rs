@@ -3,21 +3,25 @@
 //! The configuration is swapped whole, by one pointer; whoever holds the old one finishes with it.
 //! Not here: when to reload (`server`), what a configuration is (`config::snapshot`).
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use super::handler::unix_now;
+use super::keys;
 use crate::config::reload::{LoadError, Loader, Watch};
 use crate::config::snapshot::{Built, Fixed, MissingKey, Snapshot, Surroundings};
 use crate::config::{Diagnostics, Source, raw};
 use crate::login::Login;
-use crate::observe::audit::{Audit, Event, Reason, Trigger};
+use crate::observe::audit::{Audit, Event, KeyChange, Reason, Trigger};
 use crate::observe::lines::LineSink;
 use crate::observe::metrics::{Metrics, RuleCounters};
+use crate::observe::outbox;
 use crate::observe::{LogFormat, LogLevel};
 use crate::policy::diff::differences;
 use crate::policy::{Denied, Permit, RuleId};
@@ -25,6 +29,9 @@ use crate::proxy::Slots;
 
 /// How many changed answers a reload's log line names.
 const DIFFERENCES_SHOWN: usize = 20;
+
+/// How often it is looked whether a command did something. Within a second it is in the log.
+const LOOK_FOR_COMMANDS: Duration = Duration::from_millis(500);
 
 /// A configuration in force, with the metric handles that its requests need.
 pub struct Active {
@@ -126,6 +133,8 @@ pub struct Gateway {
     /// Set once the files are watched.
     pub(super) watch: OnceLock<Watch>,
     keys_wanted: Notify,
+    /// Told of every swap.
+    pub(super) swapped: Notify,
     level: LogLevel,
     /// Every metric.
     pub metrics: Metrics,
@@ -162,6 +171,7 @@ impl Gateway {
             last_load: Mutex::new(LastLoad { at: unix_now(), error: None }),
             watch: OnceLock::new(),
             keys_wanted: Notify::new(),
+            swapped: Notify::new(),
             level,
             metrics,
             lines,
@@ -222,6 +232,11 @@ impl Gateway {
     /// Waits until an unknown key makes looking worth while, and has the key folder looked at.
     pub async fn keys_wanted(&self) {
         self.keys_wanted.notified().await;
+        self.look_at_files();
+    }
+
+    /// Has the configuration's files looked at, without waiting for news of them.
+    pub(super) fn look_at_files(&self) {
         if let Some(watch) = self.watch.get() {
             watch.look();
         }
@@ -337,9 +352,14 @@ impl Gateway {
         } else {
             Arc::new(Slots::new(snapshot.upstream.max_connections))
         };
+        let kids = |snapshot: &Snapshot| -> BTreeSet<String> {
+            snapshot.keys.ring.keys().iter().map(|one| one.key.kid().to_owned()).collect()
+        };
+        let (had, has) = (kids(&old.snapshot), kids(&snapshot));
         let generation = old.generation + 1;
         self.current.store(Arc::new(Active::new(snapshot, generation, &self.metrics, slots)));
         self.generation.store(generation, Ordering::Release);
+        self.swapped.notify_one();
         tracing::info!(
             reason = trigger.code(),
             rules_added = changes.added.join("; "),
@@ -349,10 +369,29 @@ impl Gateway {
             "the configuration is reloaded"
         );
         self.audit_reload(Event::Reload, trigger);
+        for kid in has.difference(&had) {
+            keys::audit(self, KeyChange::Published, kid);
+        }
+        for kid in had.difference(&has) {
+            keys::audit(self, KeyChange::Gone, kid);
+        }
     }
 
     fn audit_reload(&self, event: Event, trigger: Trigger) {
         self.audit(&Audit { reason: Some(Reason::Trigger(trigger)), ..Audit::of(event) });
+    }
+}
+
+/// Writes the audit lines of what commands do, until dropped.
+pub(super) async fn log_commands(gateway: Arc<Gateway>) {
+    // What another process was about to write when it ended is this one's to write.
+    let mut unfinished = true;
+    loop {
+        let logging = Arc::clone(&gateway);
+        let look = move || outbox::take(&logging.current().snapshot.state, unfinished, |e| logging.audit(e));
+        let _ = tokio::task::spawn_blocking(look).await;
+        unfinished = false;
+        tokio::time::sleep(LOOK_FOR_COMMANDS).await;
     }
 }
 
@@ -366,7 +405,7 @@ struct Changes {
 
 impl Changes {
     fn between(old: &Snapshot, new: &Snapshot) -> Self {
-        let text = |snapshot: &Snapshot| -> std::collections::BTreeSet<String> {
+        let text = |snapshot: &Snapshot| -> BTreeSet<String> {
             let rules = snapshot.policy.rules().iter().zip(&snapshot.rule_labels);
             rules.map(|(rule, label)| format!("{label}: {}", snapshot.policy.wording(rule.allow))).collect()
         };

@@ -403,7 +403,7 @@ impl Worker {
                 let mut response = Response::new(active.snapshot.jwks.clone());
                 let headers = response.headers_mut();
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));
-                headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=60"));
+                headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=30"));
                 Ok(response)
             }
             Endpoint::Jwks => Err(Refusal::MethodNotAllowed("GET, HEAD")),
@@ -462,7 +462,8 @@ impl Worker {
         let answered = self.gateway.control.spawn(async move {
             let (user, answer) = match &snapshot.login {
                 Some(settings) => {
-                    service.log_in(settings, snapshot.signer.as_ref(), snapshot.ttl.as_secs(), attempt).await
+                    let signer = snapshot.keys.signer(attempt.now);
+                    service.log_in(settings, signer, snapshot.ttl.as_secs(), attempt).await
                 }
                 None => (None, Err(Refusal::Internal("login is off"))),
             };

@@ -8,6 +8,7 @@ pub mod connection;
 pub mod drain;
 pub mod gateway;
 pub mod handler;
+pub mod keys;
 pub mod listener;
 pub mod trust;
 pub mod worker;
@@ -111,6 +112,8 @@ async fn serve(
         tokio::spawn(crate::admin::serve(Arc::clone(&gateway), admin));
     }
     tokio::spawn(trust::keep_fresh(Arc::clone(&gateway)));
+    tokio::spawn(keys::keep(Arc::clone(&gateway)));
+    tokio::spawn(gateway::log_commands(Arc::clone(&gateway)));
     let mut addresses = Vec::new();
     let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use clap::CommandFactory;
 use http::Response;
 use http_body_util::Full;
-use portcullis::observe::audit::{Event, Trigger};
+use portcullis::observe::audit::{Event, KeyChange, Trigger, UserChange};
 use serde_json::{Value, json};
 
 use crate::harness::{Gateway, Upstream, run};
@@ -263,10 +263,17 @@ fn the_reference_has_every_event_and_reason_of_the_audit_log_and_no_other() {
         reasons.sort_unstable();
         assert_eq!(listed, reasons, "{event}");
     };
-    let triggers: Vec<String> = Trigger::ALL.iter().map(|trigger| trigger.code().to_owned()).collect();
-    is("reload", triggers.clone());
-    is("reload_refused", triggers);
+    macro_rules! all {
+        ($list:ident) => {
+            $list::ALL.iter().map(|one| one.code().to_owned()).collect::<Vec<_>>()
+        };
+    }
+    is("reload", all!(Trigger));
+    is("reload_refused", all!(Trigger));
+    is("key_change", all!(KeyChange));
+    is("user_change", all!(UserChange));
     is("login", vec![]);
+    is("token_issued", vec![]);
     // What a caller is refused for beyond the token itself, and what a login can fail for beyond the
     // credentials, are codes.
     let refusals = codes("src/wire/answer.rs", "Refusal");

@@ -8,6 +8,7 @@ mod golden;
 mod harness;
 mod hygiene;
 mod identity;
+mod keys;
 mod layers;
 mod queries;
 mod reload;
