@@ -214,3 +214,115 @@ impl<'a> Audit<'a> {
         line.end();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    /// What a line for people says, read from its first byte to its last; `None` if it could be read otherwise.
+    fn read_text(line: &str) -> Option<Vec<(String, String)>> {
+        let mut rest = line.strip_suffix('\n')?.get(24..)?.strip_prefix(" audit")?;
+        let mut members = Vec::new();
+        while !rest.is_empty() {
+            let (key, after) = rest.strip_prefix(' ')?.split_once('=')?;
+            let (value, length) = if after.starts_with('"') {
+                let mut texts = serde_json::Deserializer::from_str(after).into_iter::<String>();
+                (texts.next()?.ok()?, texts.byte_offset())
+            } else {
+                let length = after.find(' ').unwrap_or(after.len());
+                (after[..length].to_owned(), length)
+            };
+            members.push((key.to_owned(), value));
+            rest = &after[length..];
+        }
+        Some(members)
+    }
+
+    /// Text as an attacker would choose it: pieces of lines, quotes, escapes, and anything at all.
+    fn hostile() -> impl Strategy<Value = String> {
+        let piece = prop_oneof![
+            Just("\n".to_owned()),
+            Just(
+                "\r\n{\"timestamp\":\"2026-11-23T20:04:56.000Z\",\"log\":\"audit\",\"event\":\"login\"}"
+                    .to_owned()
+            ),
+            Just("\",\"event\":\"login\",\"user\":\"root".to_owned()),
+            Just("\" event=login user=root".to_owned()),
+            Just("\\".to_owned()),
+            Just("\u{1b}[2K\u{7}\u{9b}2J".to_owned()),
+            Just("\u{202e}\u{2066}\u{feff}".to_owned()),
+            Just("\u{2028}\u{85}\u{0}".to_owned()),
+            ".{0,12}",
+            "(?s).{0,4}",
+            "[a-z/:._-]{0,8}",
+        ];
+        proptest::collection::vec(piece, 0..5).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_a_client_sends_breaks_or_forges_an_audit_line(
+            user in hostile(), rule in hostile(), method in hostile(), path in hostile(), id in hostile(),
+            key in hostile(), by in hostile(),
+        ) {
+            let audit = Audit {
+                user: Some(&user),
+                key: Some(&key),
+                by: Some(&by),
+                client: Some("192.0.2.1".parse().unwrap()),
+                reason: Some(Reason::Refusal(&Refusal::AccessDenied)),
+                rule: Some(&rule),
+                method: Some(&method),
+                path: Some(&path),
+                request_id: Some(&id),
+                ..Audit::of(Event::Refused)
+            };
+            let expected = [
+                ("event", "refused"), ("user", &*user), ("key", &*key), ("by", &*by), ("client", "192.0.2.1"),
+                ("reason", "access_denied"), ("rule", &*rule), ("method", &*method), ("path", &*path),
+                ("request_id", &*id),
+            ];
+            for format in [LogFormat::Json, LogFormat::Text] {
+                let mut line = Vec::new();
+                audit.write(format, &mut line);
+                let line = String::from_utf8(line).unwrap();
+                prop_assert!(line.ends_with('\n'));
+                prop_assert!(!line[..line.len() - 1].contains(|c: char| c.is_control()), "{:?}", line);
+                prop_assert!(!line.contains(['\u{202e}', '\u{2066}', '\u{2028}', '\u{feff}']), "{:?}", line);
+                let members = match format {
+                    LogFormat::Json => {
+                        let value: Value = serde_json::from_str(&line).unwrap();
+                        let members = value.as_object().unwrap().clone();
+                        let head: Vec<_> = members.keys().take(2).cloned().collect();
+                        prop_assert_eq!(head, ["timestamp", "log"]);
+                        prop_assert_eq!(&members["log"], "audit");
+                        members.into_iter().skip(2)
+                            .map(|(key, value)| (key, value.as_str().unwrap().to_owned()))
+                            .collect::<Vec<_>>()
+                    }
+                    LogFormat::Text => read_text(&line).unwrap_or_else(|| panic!("{line:?}")),
+                };
+                let members: Vec<_> = members.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+                prop_assert_eq!(members, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out() {
+        let mut line = Vec::new();
+        Audit { user: Some("vera"), ..Audit::of(Event::Login) }.write(LogFormat::Text, &mut line);
+        assert_eq!(&line[24..], b" audit event=login user=vera\n");
+    }
+
+    #[test]
+    fn a_word_of_a_list_is_found_by_its_name_and_stands_there_once() {
+        for event in Event::ALL {
+            assert_eq!(Event::from_code(event.code()), Some(*event));
+        }
+        assert_eq!(Event::from_code("nothing"), None);
+        assert_eq!(Reason::of_command(Event::Login, "added"), None, "no command logs in");
+    }
+}

@@ -184,19 +184,24 @@ impl<'a> Line<'a> {
     }
 }
 
-/// A JSON string; what could move a terminal's cursor is escaped as well.
+/// A JSON string; what could move a terminal's cursor, or make it show a line in another order than it has
+/// (Unicode's bidirectional and invisible format characters), is escaped as well.
 fn push_quoted(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     for c in text.chars() {
         match c {
             '"' | '\\' => out.extend_from_slice(&[b'\\', c as u8]),
-            _ if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
+            _ if c.is_control() || is_invisible(c) => {
                 out.extend_from_slice(format!("\\u{:04x}", c as u32).as_bytes());
             }
             _ => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
     }
     out.push(b'"');
+}
+
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// RFC 3339 in UTC with milliseconds. The calendar is that of the proleptic Gregorian rules (Howard

@@ -10,6 +10,7 @@ mod hygiene;
 mod identity;
 mod keys;
 mod layers;
+mod operations;
 mod queries;
 mod reload;
 mod robustness;
