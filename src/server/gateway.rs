@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::handler::unix_now;
 use super::keys;
-use crate::config::reload::{LoadError, Loader, Watch};
+use crate::config::reload::{Fingerprints, LoadError, Loader, Watch};
 use crate::config::snapshot::{Built, Fixed, MissingKey, Snapshot, Surroundings};
 use crate::config::{Diagnostics, Source, raw};
 use crate::login::Login;
@@ -295,16 +295,20 @@ impl Gateway {
         let loader = self.loader.clone();
         let old = self.current();
         let loaded = tokio::task::spawn_blocking(move || {
+            let files = Fingerprints::take(loader.path(), &old.snapshot.watched);
             let (built, source) = loader.load(&given)?;
             let changes = Changes::between(&old.snapshot, &built.snapshot);
-            Ok((built, source, changes))
+            Ok((built, source, changes, files))
         })
         .await
         .unwrap_or_else(|_| Err(LoadError::Unreadable("loading the configuration broke off".to_owned())));
         let at = unix_now();
         match loaded {
-            Ok((Built { snapshot, warnings }, source, changes)) => {
+            Ok((Built { snapshot, warnings }, source, changes, files)) => {
                 warn_of(&warnings, &source);
+                if let Some(watch) = self.watch.get() {
+                    watch.follow(snapshot.watched.clone(), files);
+                }
                 self.swap(snapshot, &changes, trigger);
                 self.note(LastLoad { at, error: None });
                 Ok(())
@@ -314,7 +318,7 @@ impl Gateway {
                     // The file may be right as soon as what it names is there.
                     let mut followed = self.current().snapshot.watched.clone();
                     followed.extend_from_slice(files);
-                    watch.follow(followed);
+                    watch.follow(followed, Fingerprints::default());
                 }
                 let told = error.to_string();
                 tracing::error!(
@@ -340,9 +344,6 @@ impl Gateway {
 
     fn swap(&self, snapshot: Snapshot, changes: &Changes, trigger: Trigger) {
         let old = self.current();
-        if let Some(watch) = self.watch.get() {
-            watch.follow(snapshot.watched.clone());
-        }
         self.level.set(level_name(snapshot.log.level));
         for name in old.snapshot.fixed.differences(&snapshot.fixed) {
             tracing::warn!("'{name}' changes only with a restart; the rest of the configuration applies now");
