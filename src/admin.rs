@@ -19,6 +19,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::net::TcpListener;
 
+use crate::observe::audit::Trigger;
+use crate::server::handler::unix_now;
 use crate::server::{Gateway, Stage};
 
 /// For a request's head: these clients are ours.
@@ -65,10 +67,12 @@ async fn answer(
             response
         }
         ("/status", true) => status(gateway).await,
-        ("/reload", false) if request.method() == Method::POST => match gateway.reload("admin").await {
-            Ok(()) => text(StatusCode::OK, "reloaded\n"),
-            Err(error) => text(StatusCode::UNPROCESSABLE_ENTITY, &error.render(false)),
-        },
+        ("/reload", false) if request.method() == Method::POST => {
+            match gateway.reload(Trigger::Admin).await {
+                Ok(()) => text(StatusCode::OK, "reloaded\n"),
+                Err(error) => text(StatusCode::UNPROCESSABLE_ENTITY, &error.render(false)),
+            }
+        }
         ("/livez" | "/readyz" | "/metrics" | "/status", _) => not_allowed("GET, HEAD"),
         ("/reload", _) => not_allowed("POST"),
         _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz, /status, /metrics and POST /reload\n"),
@@ -84,8 +88,11 @@ async fn status(gateway: &Gateway) -> Response<Full<Bytes>> {
         Ok(Err(error)) => json!(error.to_string()),
         Err(_) => json!("does not answer"),
     };
-    let keys = serde_json::from_slice::<serde_json::Value>(&snapshot.jwks).unwrap_or_default();
-    let kids: Vec<_> = keys["keys"].as_array().into_iter().flatten().map(|key| key["kid"].clone()).collect();
+    let now = unix_now();
+    let ring = &snapshot.keys.ring;
+    let published = ring.keys().iter().filter(|one| one.key.public_jwk().is_some());
+    let kids: Vec<_> = published.map(|one| one.key.kid()).collect();
+    let signing = ring.signing(now).map(|place| ring.keys()[place].key.kid());
     let trusted: Vec<_> =
         snapshot.remote_keys.iter().map(|keys| json!({ "issuer": keys.issuer, "url": keys.url })).collect();
     let body = json!({
@@ -103,7 +110,7 @@ async fn status(gateway: &Gateway) -> Response<Full<Bytes>> {
             "roles": snapshot.policy.roles().names(),
             "last_load": { "at": load.at, "error": load.error },
         },
-        "keys": { "published": kids, "remote": trusted },
+        "keys": { "published": kids, "signing": signing, "remote": trusted },
         "stores": { "users": users },
         "upstreams": [{ "address": snapshot.upstream.address }],
         "connections": gateway.metrics.connections.get(),

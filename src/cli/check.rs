@@ -44,7 +44,7 @@ pub fn run(loader: &Loader, network: bool, out: &mut dyn Write) -> Result<ExitCo
         found.push(count(warned, "warning"));
     }
     printed(writeln!(out, "{} is valid: {}", loader.path().display(), found.join(", ")))?;
-    if snapshot.signer.is_none() {
+    if snapshot.keys.signer(super::now()).is_none() {
         printed(writeln!(out, "a signing key will be made at the first start"))?;
     }
     if !network {

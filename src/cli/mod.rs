@@ -4,6 +4,7 @@ pub mod check;
 pub mod demo;
 pub mod explain;
 pub mod extras;
+pub mod keys;
 pub mod token;
 pub mod user;
 
@@ -18,6 +19,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::config::Source;
 use crate::config::reload::{LoadError, Loader};
 use crate::config::snapshot::{Built, Snapshot, Surroundings};
+use crate::observe::audit::{Audit, Event, Reason};
+use crate::observe::outbox;
 use crate::server::surroundings_at_start;
 use crate::store::StoreError;
 use crate::store::sqlite::SqliteUsers;
@@ -67,6 +70,9 @@ enum Command {
     /// Make and look into tokens
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Look after the keys that tokens are signed with
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// Ask the gateway of the configuration whether it is ready
     #[command(after_help = "Exit code 0 when it is; for containers and scripts.")]
     Health,
@@ -125,14 +131,20 @@ fn run(arguments: Arguments) -> Result<ExitCode, CliError> {
         Command::User(command) => {
             let (snapshot, _) = load(&loader, &Surroundings::default())?;
             let roles = snapshot.policy.roles().names().to_vec();
-            in_runtime(async move {
+            let (change, name) = command.change();
+            in_runtime(async {
                 let users = open_users(&snapshot).await?;
                 let outcome = user::run(command, &users, &roles, &mut out).await;
                 users.close().await;
                 outcome
             })??;
+            let reason = change.map(Reason::UserChange);
+            if reason.is_some() {
+                audit(&snapshot, &Audit { reason, user: name.as_deref(), ..Audit::of(Event::UserChange) });
+            }
         }
         Command::Token(command) => token::run(command, &loader, &mut out)?,
+        Command::Keys(command) => keys::run(command, &load(&loader, &Surroundings::default())?.0, &mut out)?,
         Command::Health => extras::health(&load(&loader, &Surroundings::default())?.0)?,
         Command::Schema => printed(writeln!(out, "{:#}", crate::config::json_schema()))?,
         Command::Completions { shell } => {
@@ -163,6 +175,17 @@ fn invalid(error: LoadError) -> CliError {
 
 async fn open_users(snapshot: &Snapshot) -> Result<SqliteUsers, CliError> {
     Ok(SqliteUsers::open(&snapshot.fixed.users).await?)
+}
+
+/// Has the gateway log what was done. That it cannot be is no reason to call a thing undone that is done.
+fn audit(snapshot: &Snapshot, audit: &Audit<'_>) {
+    if let Err(error) = outbox::leave(&snapshot.state, audit) {
+        let _ = writeln!(
+            io::stderr(),
+            "portcullis: warning: it is done, but the audit log will not say so: cannot write to '{}': {error}",
+            snapshot.state.display()
+        );
+    }
 }
 
 /// Runs what has to wait for something.

@@ -7,10 +7,11 @@ use clap::Subcommand;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{CliError, in_runtime, load, now, open_users, printed};
+use super::{CliError, audit, in_runtime, load, now, open_users, printed};
 use crate::config::reload::Loader;
 use crate::config::snapshot::{Snapshot, Surroundings};
 use crate::login::subject_of;
+use crate::observe::audit::{Audit, Event};
 use crate::server::surroundings_at_start;
 use crate::store::Users;
 use crate::token::{TokenError, decode_without_verifying};
@@ -50,6 +51,7 @@ pub fn run(command: TokenCommand, loader: &Loader, out: &mut dyn Write) -> Resul
         TokenCommand::Issue { username, ttl } => {
             let (snapshot, _) = load(loader, &surroundings_at_start())?;
             let token = in_runtime(issue(&snapshot, &username, ttl.as_deref()))??;
+            audit(&snapshot, &Audit { user: Some(&username), ..Audit::of(Event::TokenIssued) });
             printed(writeln!(out, "{token}"))
         }
         TokenCommand::Inspect { token, json } => {
@@ -71,7 +73,7 @@ async fn issue(snapshot: &Snapshot, username: &str, ttl: Option<&str>) -> Result
     if user.disabled {
         return Err(CliError::failed(format!("the user '{username}' is disabled")));
     }
-    let signer = snapshot.signer.as_ref().ok_or_else(|| CliError::failed("there is no signing key"))?;
+    let signer = snapshot.keys.signer(now()).ok_or_else(|| CliError::failed("there is no signing key"))?;
     let issued = signer
         .issue_for(&subject_of(&user, &user.id.to_string()), now(), ttl)
         .map_err(|error| CliError::failed(format!("cannot make a token: {error}")))?;

@@ -9,6 +9,7 @@ use crate::{
         body::{NotAnObject, json_members},
         password::{Hasher, MAX_PASSWORD_BYTES, NewPassword, Password, check_hash},
     },
+    observe::audit::UserChange,
     store::{NewUser, UserRecord, Username, Users},
 };
 use clap::Subcommand;
@@ -116,6 +117,23 @@ pub enum UserCommand {
         #[arg(long)]
         with_hashes: bool,
     },
+}
+
+impl UserCommand {
+    /// What it changes if it succeeds, for the audit log, and whose name that concerns.
+    pub fn change(&self) -> (Option<UserChange>, Option<String>) {
+        let (change, username) = match self {
+            Self::Add { username, .. } => (UserChange::Added, username),
+            Self::Passwd { username, .. } => (UserChange::Password, username),
+            Self::Role { username, .. } => (UserChange::Role, username),
+            Self::Disable { username } => (UserChange::Disabled, username),
+            Self::Enable { username } => (UserChange::Enabled, username),
+            Self::Remove { username } => (UserChange::Removed, username),
+            Self::Import { .. } => return (Some(UserChange::Imported), None),
+            Self::List { .. } | Self::Export { .. } => return (None, None),
+        };
+        (Some(change), Some(username.clone()))
+    }
 }
 
 /// Runs one of the commands and prints what it did to `out`.

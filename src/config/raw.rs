@@ -443,6 +443,9 @@ pub struct Tokens {
     pub algorithm: At<Algorithm>,
     /// The folder of the keys, in `state`; or a secret, for HS256, HS384 and HS512.
     pub keys: Keys,
+    /// How old the signing key gets before the gateway makes the next one; `off` leaves that to you. A new
+    /// key signs once it has been published for 60 s, the old one verifies until its last token expires.
+    pub rotate_keys_every: At<OrOff<Duration<{ HOUR }, { 366 * DAY }>>>,
     /// Other issuers whose tokens are believed.
     pub trust: Vec<Trust>,
 }
@@ -456,6 +459,7 @@ impl Default for Tokens {
             leeway: after::<0, _, _>(),
             algorithm: At::nowhere(Algorithm::EdDSA),
             keys: Keys::Folder(at("keys")),
+            rotate_keys_every: At::nowhere(OrOff(None)),
             trust: Vec::new(),
         }
     }

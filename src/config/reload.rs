@@ -129,15 +129,16 @@ pub struct Watch {
 enum Message {
     /// Something happened in a watched folder.
     Event,
-    /// These files count from now on, as they are now.
-    Files(Vec<PathBuf>),
+    /// These files count from now on: as they were loaded, or else as they are now.
+    Files(Vec<PathBuf>, Fingerprints),
 }
 
 impl Watch {
-    /// `files` count from now on, besides the configuration file itself; their present content is known.
-    pub fn follow(&self, files: Vec<PathBuf>) {
+    /// `files` count from now on, besides the configuration file itself. What is known of them is `loaded`,
+    /// then what was known already, then their present content.
+    pub fn follow(&self, files: Vec<PathBuf>, loaded: Fingerprints) {
         // Without the thread nothing is watched, and a log line has said so.
-        let _ = self.files.send(Message::Files(files));
+        let _ = self.files.send(Message::Files(files, loaded));
     }
 
     /// Looks at the files without having been told of a change.
@@ -182,14 +183,20 @@ pub fn watch(
         loop {
             let mut followed = None;
             match messages.recv_timeout(wait) {
-                Ok(Message::Files(files)) => followed = Some(files),
+                Ok(Message::Files(files, loaded)) => {
+                    known.extend(loaded.0);
+                    followed = Some(files);
+                }
                 Ok(Message::Event) => {
                     // Let the writer finish; what piles up meanwhile is one change. A folder that never
                     // rests is looked at all the same.
                     let latest = Instant::now() + LONGEST_SETTLE;
                     loop {
                         match messages.recv_timeout(SETTLE) {
-                            Ok(Message::Files(files)) => followed = Some(files),
+                            Ok(Message::Files(files, loaded)) => {
+                                known.extend(loaded.0);
+                                followed = Some(files);
+                            }
                             Ok(Message::Event) if Instant::now() < latest => {}
                             _ => break,
                         }
@@ -242,6 +249,18 @@ fn follow_folders(
                 let _ = watcher.watch(folder, RecursiveMode::NonRecursive);
             }
         }
+    }
+}
+
+/// What files held at one time. To be taken before they are loaded: a change in between is then noticed, if
+/// only as one that makes no difference.
+#[derive(Debug, Default)]
+pub struct Fingerprints(BTreeMap<PathBuf, String>);
+
+impl Fingerprints {
+    /// Of the configuration file and of what it points to, as far as that is known.
+    pub fn take(config: &Path, files: &[PathBuf]) -> Self {
+        Self(fingerprints(&with_config(config, files.to_vec())))
     }
 }
 
@@ -322,6 +341,23 @@ mod tests {
         })
         .unwrap();
         changes.recv_timeout(SOON).expect("the file is not what was loaded");
+    }
+
+    #[test]
+    fn a_file_that_is_back_at_what_it_was_while_something_else_is_in_force_is_a_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("gateway.yaml");
+        fs::write(&config, "a").unwrap();
+        let (watch, changes) = watched(&config, vec![]);
+        // Loaded on somebody's word, and put back before this thread has looked.
+        let elsewhere = folder.path().join("b");
+        fs::write(&elsewhere, "b").unwrap();
+        let loaded = Fingerprints([(config.clone(), fingerprint(&elsewhere))].into());
+        watch.follow(vec![], loaded);
+        changes.recv_timeout(SOON).expect("what is in force is not what the file says");
+        watch.follow(vec![], Fingerprints::take(&config, &[]));
+        watch.look();
+        assert!(changes.recv_timeout(Duration::from_millis(500)).is_err(), "now it is");
     }
 
     #[test]

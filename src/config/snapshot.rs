@@ -15,6 +15,7 @@ use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 use super::diagnostic::nearest;
+use super::keyring::NewKey;
 use super::network::JwksSource;
 use super::raw::{self, Raw};
 use super::template::Template;
@@ -29,8 +30,8 @@ use crate::policy::{
     RuleProblem,
 };
 use crate::token::{
-    Algorithm, ClaimPath, Claims, Issuer, IssuerKind, Signer, SigningKey, Trusted, Verifier, VerifyingKey,
-    jwks, parse_jwks,
+    Algorithm, ClaimPath, Claims, Issuer, IssuerKind, Ring, RingKey, Signer, SigningKey, Trusted, Verifier,
+    VerifyingKey, jwks, parse_jwks,
 };
 
 /// Where the public keys are published.
@@ -55,8 +56,8 @@ pub struct Snapshot {
     pub expectations: usize,
     /// Checks tokens, ours and those of trusted issuers.
     pub verifier: Verifier,
-    /// Makes ours. `None` only where a folder of keys is still to be made.
-    pub signer: Option<Signer>,
+    /// Our own keys.
+    pub keys: OwnKeys,
     /// The public keys, as they are published.
     pub jwks: Bytes,
     /// How long past its expiry a token counts.
@@ -87,12 +88,38 @@ pub struct Snapshot {
     pub shutdown: Shutdown,
     /// What needs a restart to change.
     pub fixed: Fixed,
+    /// The folder of what the gateway writes.
+    pub state: PathBuf,
     /// Issuers whose keys are behind a URL.
     pub remote_keys: Vec<RemoteKeys>,
     /// Files whose change is a change of the configuration.
     pub watched: Vec<PathBuf>,
     /// The file's SHA-256, to tell which one is in force.
     pub hash: String,
+}
+
+/// The keys that our own tokens are signed with, and what becomes of them.
+#[derive(Clone, Debug)]
+pub struct OwnKeys {
+    /// All of them.
+    pub ring: Ring,
+    /// The folder that they are in; `None`: there is one, a secret of the file's own.
+    pub folder: Option<PathBuf>,
+    /// What new ones are for.
+    pub algorithm: Algorithm,
+    /// How old the last gets before the gateway makes another.
+    pub rotate_every: Option<Duration>,
+    /// How long the longest-lived token counts, leeway included: so long an old key is needed.
+    pub longest_token: Duration,
+    /// What signs with each key, in the ring's order.
+    signers: Vec<Signer>,
+}
+
+impl OwnKeys {
+    /// What signs at `now` (Unix seconds). `None` only where the first key is still to be made.
+    pub fn signer(&self, now: u64) -> Option<&Signer> {
+        self.ring.signing(now).map(|place| &self.signers[place])
+    }
 }
 
 /// `identity`, ready to be written.
@@ -274,12 +301,6 @@ pub fn build(reading: Reading, source: &Source, surroundings: &Surroundings) -> 
     Ok(Built { snapshot, warnings: diagnostics })
 }
 
-/// Our own keys, all of them and the one that signs.
-struct OwnKeys {
-    all: Vec<SigningKey>,
-    signing: Option<SigningKey>,
-}
-
 /// The issuers of `trust` and those whose keys are fetched.
 struct TrustedIssuers {
     issuers: Vec<Issuer>,
@@ -433,14 +454,23 @@ impl Builder<'_> {
         }
     }
 
-    fn keys(&mut self, surroundings: &Surroundings) -> Option<OwnKeys> {
+    fn keys(&mut self, surroundings: &Surroundings) -> Option<(Ring, Option<PathBuf>)> {
         let tokens = &self.raw.tokens;
         let algorithm = tokens.algorithm.value;
         match &tokens.keys {
             Keys::Secret(keys) => {
                 let key = SigningKey::from_secret(SECRET_KID, keys.secret.expose().as_bytes(), algorithm);
+                let rotated = tokens.rotate_keys_every.0.is_some();
+                if rotated {
+                    let what = "a secret is not rotated by the gateway: 'rotate_keys_every' is for a folder of \
+                                keys";
+                    self.error(tokens.rotate_keys_every.at, Problem::Keys { what: what.to_owned() });
+                }
                 match key {
-                    Ok(key) => Some(OwnKeys { signing: Some(key.clone()), all: vec![key] }),
+                    Ok(key) => {
+                        let one = RingKey { key, made: None, signs_from: 0, began: 0, own: false };
+                        (!rotated).then(|| (Ring::new(vec![one], algorithm), None))
+                    }
                     Err(error) => {
                         self.error(keys.secret.at, Problem::Keys { what: error.to_string() });
                         None
@@ -451,22 +481,25 @@ impl Builder<'_> {
                 let folder = self.folder.join(self.raw.state.as_str()).join(name.as_str());
                 self.watched.push(folder.clone());
                 let at = if name.at.known().is_some() { name.at } else { self.raw.state.at };
-                let keys = keyring::read(&folder, algorithm).and_then(|mut all| {
-                    let mut signing = keyring::signing(&all, algorithm).cloned();
+                let now = surroundings.now;
+                let ring = keyring::read(&folder, algorithm).and_then(|ring| {
                     match surroundings.missing_key {
-                        MissingKey::Make if signing.is_none() => {
-                            let key = keyring::create(&folder, &kid_for(surroundings.now), algorithm)?;
-                            signing = Some(key.clone());
-                            all.push(key);
+                        MissingKey::Make if ring.signing(now).is_none() => {
+                            // Nobody waits for tokens of another key, so this one need not wait either.
+                            let new =
+                                NewKey { kid: ring.next_kid(now), algorithm, made: now, signs_from: now };
+                            let mut keys = ring.keys().to_vec();
+                            keys.push(keyring::create(&folder, &new)?);
+                            Ok(Ring::new(keys, algorithm))
                         }
-                        MissingKey::Refuse if signing.is_none() => {
-                            return Err(keyring::missing(&folder, algorithm));
+                        MissingKey::Refuse if ring.signing(now).is_none() => {
+                            Err(keyring::missing(&folder, algorithm))
                         }
-                        _ => {}
+                        _ => Ok(ring),
                     }
-                    Ok(OwnKeys { all, signing })
                 });
-                keys.map_err(|error| self.error(at, Problem::Keys { what: error.to_string() })).ok()
+                let ring = ring.map_err(|error| self.error(at, Problem::Keys { what: error.to_string() }));
+                Some((ring.ok()?, Some(folder)))
             }
         }
     }
@@ -567,7 +600,7 @@ fn assemble(
     raw: &Raw,
     source: &Source,
     policy: Policy,
-    keys: OwnKeys,
+    (ring, key_folder): (Ring, Option<PathBuf>),
     trusted: TrustedIssuers,
     upstream: &raw::Upstream,
     watched: Vec<PathBuf>,
@@ -576,14 +609,16 @@ fn assemble(
     let own = Issuer {
         issuer: Arc::from(tokens.issuer.as_str()),
         audience: tokens.audience.as_str().to_owned(),
-        keys: keys.all.iter().map(SigningKey::verifying_key).collect(),
+        keys: ring.keys().iter().map(|one| one.key.verifying_key()).collect(),
         kind: IssuerKind::Own,
     };
     let issuers = std::iter::once(own).chain(trusted.issuers).collect();
     let leeway = tokens.leeway.value.get();
     let token_bytes = usize::try_from(raw.limits.token_bytes.value.bytes()).unwrap_or(usize::MAX);
     let ttl = tokens.ttl.value.get();
-    let signer = |key: SigningKey| Signer::new(key, tokens.issuer.as_str(), tokens.audience.as_str(), ttl);
+    let signer =
+        |one: &RingKey| Signer::new(one.key.clone(), tokens.issuer.as_str(), tokens.audience.as_str(), ttl);
+    let jwks = jwks(ring.keys().iter().map(|one| &one.key));
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let limits = &raw.limits;
     let UserStore::Sqlite(users) = &raw.users.value;
@@ -593,8 +628,15 @@ fn assemble(
         rule_positions: raw.rules.iter().map(|rule| rule.path.at).collect(),
         expectations: raw.expect.len(),
         verifier: Verifier::new(issuers, leeway.as_secs(), token_bytes, policy.roles().names().to_vec()),
-        signer: keys.signing.map(signer),
-        jwks: Bytes::from(jwks(&keys.all).to_string()),
+        keys: OwnKeys {
+            signers: ring.keys().iter().map(signer).collect(),
+            ring,
+            folder: key_folder,
+            algorithm: tokens.algorithm.value,
+            rotate_every: tokens.rotate_keys_every.0.as_ref().map(|every| every.get()),
+            longest_token: ttl + leeway,
+        },
+        jwks: Bytes::from(jwks.to_string()),
         leeway,
         ttl,
         identity: identity(&raw.identity),
@@ -645,6 +687,7 @@ fn assemble(
             users: state.join(users),
             log_format: raw.log.format,
         },
+        state,
         remote_keys: trusted.remote,
         watched,
         hash: sha256(source.text.as_bytes()),
@@ -704,9 +747,4 @@ fn label(rule: &Rule) -> String {
 /// Path and query of a target in origin-form.
 pub fn split_target(target: &str) -> (&str, Option<&str>) {
     target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)))
-}
-
-/// A name that sorts behind every earlier one: the time of its making.
-fn kid_for(now: u64) -> String {
-    format!("{now:012}")
 }

@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::config::snapshot::LoginSettings;
 use crate::store::{UserRecord, Users};
 use crate::token::{Signer, Subject};
-use crate::wire::answer::{Refusal, json};
+use crate::wire::answer::{Refusal, WrongCredentials, json};
 use body::{BodyError, FieldNames};
 use password::{HashError, Hasher, Verdict};
 
@@ -87,13 +87,13 @@ impl Login {
         match self.hasher.verify(credentials.password, user.as_ref()).await {
             Ok(Verdict::Matches) => user.ok_or(Refusal::Internal("a password matched nobody's")),
             Ok(Verdict::Differs) => Err(Refusal::WrongCredentials(match &user {
-                None => "unknown_user",
-                Some(user) if user.disabled => "disabled_user",
-                Some(_) => "wrong_password",
+                None => WrongCredentials::UnknownUser,
+                Some(user) if user.disabled => WrongCredentials::DisabledUser,
+                Some(_) => WrongCredentials::WrongPassword,
             })),
             Ok(Verdict::Unusable(why)) => {
                 tracing::error!(user = ?user.map(|user| user.username), %why, "a stored password hash cannot be used");
-                Err(Refusal::WrongCredentials("unusable_hash"))
+                Err(Refusal::WrongCredentials(WrongCredentials::UnusableHash))
             }
             Err(HashError::Busy) => Err(Refusal::LoginBusy),
             Err(error) => {

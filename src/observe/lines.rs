@@ -1,4 +1,5 @@
-//! The access log and the audit log: one line a request, one line an authentication event.
+//! Log lines that are written on every request's or event's account: the access log, and what the audit
+//! log's lines are written with.
 //!
 //! Lines are built on the thread that has something to say and written by a thread of their own, so
 //! that a slow reader of the log never holds up a request: access lines are given up and counted when
@@ -84,25 +85,10 @@ pub struct Access<'a> {
     pub user: Option<&'a str>,
 }
 
-/// One authentication event, for the audit log.
-#[derive(Debug)]
-pub struct Audit<'a> {
-    /// `login`, `login_failed`, `refused`, `reload` or `reload_refused`.
-    pub event: &'static str,
-    pub request_id: Option<&'a str>,
-    pub client: Option<IpAddr>,
-    pub user: Option<&'a str>,
-    pub rule: Option<&'a str>,
-    /// From a closed list; see the documentation.
-    pub reason: Option<&'a str>,
-    pub method: Option<&'a str>,
-    pub path: Option<&'a str>,
-}
-
 impl Access<'_> {
     /// Appends the line.
     pub fn write(&self, format: LogFormat, line: &mut Vec<u8>) {
-        let mut line = Line::begin(format, "access", line);
+        let mut line = Line::begin(format, "access", since_epoch(), line);
         line.text("client", &self.client.to_string());
         line.text("method", self.method);
         line.text("path", self.path);
@@ -120,35 +106,22 @@ impl Access<'_> {
     }
 }
 
-impl Audit<'_> {
-    /// Appends the line.
-    pub fn write(&self, format: LogFormat, line: &mut Vec<u8>) {
-        let mut line = Line::begin(format, "audit", line);
-        line.text("event", self.event);
-        line.optional("user", self.user);
-        if let Some(client) = self.client {
-            line.text("client", &client.to_string());
-        }
-        line.optional("reason", self.reason);
-        line.optional("rule", self.rule);
-        line.optional("method", self.method);
-        line.optional("path", self.path);
-        line.optional("request_id", self.request_id);
-        line.end();
-    }
+/// Now.
+pub(super) fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// A line being written.
-struct Line<'a> {
+pub(super) struct Line<'a> {
     format: LogFormat,
     out: &'a mut Vec<u8>,
 }
 
 impl<'a> Line<'a> {
-    fn begin(format: LogFormat, log: &str, out: &'a mut Vec<u8>) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    /// `at` is the time since the epoch.
+    pub(super) fn begin(format: LogFormat, log: &str, at: Duration, out: &'a mut Vec<u8>) -> Self {
         let mut line = Self { format, out };
-        let time = timestamp(now);
+        let time = timestamp(at);
         match format {
             LogFormat::Json => {
                 line.out.extend_from_slice(b"{\"timestamp\":\"");
@@ -180,7 +153,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    fn text(&mut self, key: &str, value: &str) {
+    pub(super) fn text(&mut self, key: &str, value: &str) {
         self.key(key);
         let bare = self.format == LogFormat::Text
             && !value.is_empty()
@@ -192,7 +165,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    fn optional(&mut self, key: &str, value: Option<&str>) {
+    pub(super) fn optional(&mut self, key: &str, value: Option<&str>) {
         if let Some(value) = value {
             self.text(key, value);
         }
@@ -203,7 +176,7 @@ impl<'a> Line<'a> {
         self.out.extend_from_slice(value.to_string().as_bytes());
     }
 
-    fn end(self) {
+    pub(super) fn end(self) {
         if self.format == LogFormat::Json {
             self.out.push(b'}');
         }
@@ -211,19 +184,24 @@ impl<'a> Line<'a> {
     }
 }
 
-/// A JSON string; what could move a terminal's cursor is escaped as well.
+/// A JSON string; what could move a terminal's cursor, or make it show a line in another order than it has
+/// (Unicode's bidirectional and invisible format characters), is escaped as well.
 fn push_quoted(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     for c in text.chars() {
         match c {
             '"' | '\\' => out.extend_from_slice(&[b'\\', c as u8]),
-            _ if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
+            _ if c.is_control() || is_invisible(c) => {
                 out.extend_from_slice(format!("\\u{:04x}", c as u32).as_bytes());
             }
             _ => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
     }
     out.push(b'"');
+}
+
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// RFC 3339 in UTC with milliseconds. The calendar is that of the proleptic Gregorian rules (Howard

@@ -37,6 +37,8 @@ pub struct Metrics {
     pub rules: IntGauge,
     /// Requests sent again on a fresh connection.
     pub retries: IntCounter,
+    signing_keys: IntGauge,
+    signing_key_created: IntGauge,
     jwks_age: IntGaugeVec,
     jwks_failures: IntCounterVec,
 }
@@ -145,6 +147,14 @@ impl Metrics {
                 "upstream_retries_total",
                 "Requests sent again because a pooled connection had gone stale"
             ))),
+            signing_keys: register!(IntGauge::with_opts(build(
+                "signing_keys",
+                "Keys of the gateway's own whose tokens count"
+            ))),
+            signing_key_created: register!(IntGauge::with_opts(build(
+                "signing_key_created_timestamp_seconds",
+                "When the key that signs was made; 0 for a secret"
+            ))),
             jwks_age: register!(IntGaugeVec::new(
                 build("jwks_last_refresh_timestamp_seconds", "When a trusted issuer's keys were last read"),
                 &["issuer"]
@@ -192,6 +202,12 @@ impl Metrics {
     /// A login attempt: `success`, or the reason that it failed for.
     pub fn login(&self, outcome: &str) {
         self.logins.with_label_values(&[outcome]).inc();
+    }
+
+    /// How many keys of our own there are, and when the one that signs was made (Unix seconds).
+    pub fn keys(&self, count: usize, made: Option<u64>) {
+        self.signing_keys.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.signing_key_created.set(made.and_then(|made| i64::try_from(made).ok()).unwrap_or(0));
     }
 
     /// A trusted issuer's keys were read at `now`, or could not be.

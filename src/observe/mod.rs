@@ -3,8 +3,10 @@
 //! Labels come from closed sets, lines are single lines whatever a client sends, and neither ever
 //! holds a token, a password or a hash.
 
+pub mod audit;
 pub mod lines;
 pub mod metrics;
+pub mod outbox;
 
 use std::io::IsTerminal;
 

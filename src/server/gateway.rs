@@ -3,20 +3,25 @@
 //! The configuration is swapped whole, by one pointer; whoever holds the old one finishes with it.
 //! Not here: when to reload (`server`), what a configuration is (`config::snapshot`).
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use super::handler::unix_now;
-use crate::config::reload::{LoadError, Loader, Watch};
+use super::keys;
+use crate::config::reload::{Fingerprints, LoadError, Loader, Watch};
 use crate::config::snapshot::{Built, Fixed, MissingKey, Snapshot, Surroundings};
 use crate::config::{Diagnostics, Source, raw};
 use crate::login::Login;
-use crate::observe::lines::{Audit, LineSink};
+use crate::observe::audit::{Audit, Event, KeyChange, Reason, Trigger};
+use crate::observe::lines::LineSink;
 use crate::observe::metrics::{Metrics, RuleCounters};
+use crate::observe::outbox;
 use crate::observe::{LogFormat, LogLevel};
 use crate::policy::diff::differences;
 use crate::policy::{Denied, Permit, RuleId};
@@ -24,6 +29,9 @@ use crate::proxy::Slots;
 
 /// How many changed answers a reload's log line names.
 const DIFFERENCES_SHOWN: usize = 20;
+
+/// How often it is looked whether a command did something. Within a second it is in the log.
+const LOOK_FOR_COMMANDS: Duration = Duration::from_millis(500);
 
 /// A configuration in force, with the metric handles that its requests need.
 pub struct Active {
@@ -125,6 +133,8 @@ pub struct Gateway {
     /// Set once the files are watched.
     pub(super) watch: OnceLock<Watch>,
     keys_wanted: Notify,
+    /// Told of every swap.
+    pub(super) swapped: Notify,
     level: LogLevel,
     /// Every metric.
     pub metrics: Metrics,
@@ -161,6 +171,7 @@ impl Gateway {
             last_load: Mutex::new(LastLoad { at: unix_now(), error: None }),
             watch: OnceLock::new(),
             keys_wanted: Notify::new(),
+            swapped: Notify::new(),
             level,
             metrics,
             lines,
@@ -221,6 +232,11 @@ impl Gateway {
     /// Waits until an unknown key makes looking worth while, and has the key folder looked at.
     pub async fn keys_wanted(&self) {
         self.keys_wanted.notified().await;
+        self.look_at_files();
+    }
+
+    /// Has the configuration's files looked at, without waiting for news of them.
+    pub(super) fn look_at_files(&self) {
         if let Some(watch) = self.watch.get() {
             watch.look();
         }
@@ -241,9 +257,9 @@ impl Gateway {
     ///
     /// # Errors
     /// Why it was refused; the log has said so.
-    pub async fn reload(self: &Arc<Self>, reason: &'static str) -> Result<(), LoadError> {
+    pub async fn reload(self: &Arc<Self>, trigger: Trigger) -> Result<(), LoadError> {
         let surroundings = self.surroundings.lock().await;
-        self.reload_with(&surroundings, reason).await
+        self.reload_with(&surroundings, trigger).await
     }
 
     /// As [`Gateway::reload`], with the keys at `url` as they were just fetched. Nothing happens if
@@ -254,7 +270,7 @@ impl Gateway {
             return Ok(());
         }
         let before = surroundings.fetched.insert(url.to_owned(), jwks);
-        let outcome = self.reload_with(&surroundings, "keys").await;
+        let outcome = self.reload_with(&surroundings, Trigger::Keys).await;
         if outcome.is_err() {
             // Try again with the next fetch; until then what was good stays.
             match before {
@@ -268,7 +284,7 @@ impl Gateway {
     async fn reload_with(
         self: &Arc<Self>,
         surroundings: &Surroundings,
-        reason: &'static str,
+        trigger: Trigger,
     ) -> Result<(), LoadError> {
         // A key that has gone is a mistake while the gateway runs, and no reason to make another.
         let given = Surroundings {
@@ -279,17 +295,21 @@ impl Gateway {
         let loader = self.loader.clone();
         let old = self.current();
         let loaded = tokio::task::spawn_blocking(move || {
+            let files = Fingerprints::take(loader.path(), &old.snapshot.watched);
             let (built, source) = loader.load(&given)?;
             let changes = Changes::between(&old.snapshot, &built.snapshot);
-            Ok((built, source, changes))
+            Ok((built, source, changes, files))
         })
         .await
         .unwrap_or_else(|_| Err(LoadError::Unreadable("loading the configuration broke off".to_owned())));
         let at = unix_now();
         match loaded {
-            Ok((Built { snapshot, warnings }, source, changes)) => {
+            Ok((Built { snapshot, warnings }, source, changes, files)) => {
                 warn_of(&warnings, &source);
-                self.swap(snapshot, &changes, reason);
+                if let Some(watch) = self.watch.get() {
+                    watch.follow(snapshot.watched.clone(), files);
+                }
+                self.swap(snapshot, &changes, trigger);
                 self.note(LastLoad { at, error: None });
                 Ok(())
             }
@@ -298,15 +318,15 @@ impl Gateway {
                     // The file may be right as soon as what it names is there.
                     let mut followed = self.current().snapshot.watched.clone();
                     followed.extend_from_slice(files);
-                    watch.follow(followed);
+                    watch.follow(followed, Fingerprints::default());
                 }
                 let told = error.to_string();
                 tracing::error!(
-                    reason,
+                    reason = trigger.code(),
                     problems = told,
                     "the configuration is refused; the old one stays in force"
                 );
-                self.audit(&Audit::of("reload_refused", Some(reason)));
+                self.audit_reload(Event::ReloadRefused, trigger);
                 self.note(LastLoad { at, error: Some(told) });
                 Err(error)
             }
@@ -322,11 +342,8 @@ impl Gateway {
         *self.last_load.lock().unwrap_or_else(PoisonError::into_inner) = load;
     }
 
-    fn swap(&self, snapshot: Snapshot, changes: &Changes, reason: &'static str) {
+    fn swap(&self, snapshot: Snapshot, changes: &Changes, trigger: Trigger) {
         let old = self.current();
-        if let Some(watch) = self.watch.get() {
-            watch.follow(snapshot.watched.clone());
-        }
         self.level.set(level_name(snapshot.log.level));
         for name in old.snapshot.fixed.differences(&snapshot.fixed) {
             tracing::warn!("'{name}' changes only with a restart; the rest of the configuration applies now");
@@ -336,34 +353,46 @@ impl Gateway {
         } else {
             Arc::new(Slots::new(snapshot.upstream.max_connections))
         };
+        let kids = |snapshot: &Snapshot| -> BTreeSet<String> {
+            snapshot.keys.ring.keys().iter().map(|one| one.key.kid().to_owned()).collect()
+        };
+        let (had, has) = (kids(&old.snapshot), kids(&snapshot));
         let generation = old.generation + 1;
         self.current.store(Arc::new(Active::new(snapshot, generation, &self.metrics, slots)));
         self.generation.store(generation, Ordering::Release);
+        self.swapped.notify_one();
         tracing::info!(
-            reason,
+            reason = trigger.code(),
             rules_added = changes.added.join("; "),
             rules_removed = changes.removed.join("; "),
             answers_changed = changes.count,
             answers = changes.answers.join("; "),
             "the configuration is reloaded"
         );
-        self.audit(&Audit::of("reload", Some(reason)));
+        self.audit_reload(Event::Reload, trigger);
+        for kid in has.difference(&had) {
+            keys::audit(self, KeyChange::Published, kid);
+        }
+        for kid in had.difference(&has) {
+            keys::audit(self, KeyChange::Gone, kid);
+        }
+    }
+
+    fn audit_reload(&self, event: Event, trigger: Trigger) {
+        self.audit(&Audit { reason: Some(Reason::Trigger(trigger)), ..Audit::of(event) });
     }
 }
 
-impl Audit<'_> {
-    /// An event of the gateway's own, nobody's request.
-    fn of(event: &'static str, reason: Option<&'static str>) -> Audit<'static> {
-        Audit {
-            event,
-            request_id: None,
-            client: None,
-            user: None,
-            rule: None,
-            reason,
-            method: None,
-            path: None,
-        }
+/// Writes the audit lines of what commands do, until dropped.
+pub(super) async fn log_commands(gateway: Arc<Gateway>) {
+    // What another process was about to write when it ended is this one's to write.
+    let mut unfinished = true;
+    loop {
+        let logging = Arc::clone(&gateway);
+        let look = move || outbox::take(&logging.current().snapshot.state, unfinished, |e| logging.audit(e));
+        let _ = tokio::task::spawn_blocking(look).await;
+        unfinished = false;
+        tokio::time::sleep(LOOK_FOR_COMMANDS).await;
     }
 }
 
@@ -377,7 +406,7 @@ struct Changes {
 
 impl Changes {
     fn between(old: &Snapshot, new: &Snapshot) -> Self {
-        let text = |snapshot: &Snapshot| -> std::collections::BTreeSet<String> {
+        let text = |snapshot: &Snapshot| -> BTreeSet<String> {
             let rules = snapshot.policy.rules().iter().zip(&snapshot.rule_labels);
             rules.map(|(rule, label)| format!("{label}: {}", snapshot.policy.wording(rule.allow))).collect()
         };

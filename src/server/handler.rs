@@ -22,7 +22,8 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use super::worker::{Known, Local, Worker};
 use crate::login::{self, cors};
-use crate::observe::lines::{Access, Audit};
+use crate::observe::audit::{Audit, Event, Reason};
+use crate::observe::lines::Access;
 use crate::policy::{Caller, Denied, Endpoint, Judgement, Requirement, Route, RuleId};
 use crate::proxy::body::{Progress, Relay};
 use crate::proxy::forward::{self, Asks, Forwarded};
@@ -388,7 +389,7 @@ impl Worker {
                 let mut response = Response::new(active.snapshot.jwks.clone());
                 let headers = response.headers_mut();
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));
-                headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=60"));
+                headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=30"));
                 Ok(response)
             }
             Endpoint::Jwks => Err(Refusal::MethodNotAllowed("GET, HEAD")),
@@ -447,25 +448,20 @@ impl Worker {
         let answered = self.gateway.control.spawn(async move {
             let (user, answer) = match &snapshot.login {
                 Some(settings) => {
-                    service.log_in(settings, snapshot.signer.as_ref(), snapshot.ttl.as_secs(), attempt).await
+                    let signer = snapshot.keys.signer(attempt.now);
+                    service.log_in(settings, signer, snapshot.ttl.as_secs(), attempt).await
                 }
                 None => (None, Err(Refusal::Internal("login is off"))),
             };
             // The same closed list in the metric and the audit line; what more there is to say is in the log.
-            let reason = answer.as_ref().err().map(|refusal| match refusal {
-                Refusal::WrongCredentials(why) => why,
-                other => other.code(),
-            });
-            gateway.metrics.login(reason.unwrap_or("success"));
+            let reason = answer.as_ref().err().map(Reason::Refusal);
+            gateway.metrics.login(reason.map_or("success", Reason::code));
             gateway.audit(&Audit {
-                event: if answer.is_ok() { "login" } else { "login_failed" },
-                request_id: request_id.to_str().ok(),
-                client: Some(client),
-                user: user.as_deref(),
-                rule: None,
                 reason,
-                method: None,
-                path: None,
+                user: user.as_deref(),
+                client: Some(client),
+                request_id: request_id.to_str().ok(),
+                ..Audit::of(if answer.is_ok() { Event::Login } else { Event::LoginFailed })
             });
             answer
         });
@@ -484,14 +480,14 @@ impl Worker {
         );
         if concerns_access {
             self.log_audit(&Audit {
-                event: "refused",
-                request_id: record.request_id.to_str().ok(),
-                client: Some(record.client),
+                reason: Some(Reason::Refusal(refusal)),
                 user: record.known.as_deref().and_then(Known::user),
+                client: Some(record.client),
                 rule: record.rule.map(|rule| active.rule_label(rule)),
-                reason: Some(refusal.detail().unwrap_or(refusal.code())),
                 method: Some(record.method.as_str()),
                 path: Some(record.path()),
+                request_id: record.request_id.to_str().ok(),
+                ..Audit::of(Event::Refused)
             });
         }
         if refusal.status().is_server_error() {

@@ -8,6 +8,7 @@ pub mod connection;
 pub mod drain;
 pub mod gateway;
 pub mod handler;
+pub mod keys;
 pub mod listener;
 pub mod trust;
 pub mod worker;
@@ -21,6 +22,7 @@ use crate::config::reload::Loader;
 use crate::config::snapshot::{Built, MissingKey, Surroundings};
 use crate::config::{Source, raw};
 use crate::login::Login;
+use crate::observe::audit::Trigger;
 use crate::observe::lines::LineSink;
 use crate::observe::{LogFormat, start_logging};
 use crate::store::sqlite::SqliteUsers;
@@ -110,6 +112,8 @@ async fn serve(
         tokio::spawn(crate::admin::serve(Arc::clone(&gateway), admin));
     }
     tokio::spawn(trust::keep_fresh(Arc::clone(&gateway)));
+    tokio::spawn(keys::keep(Arc::clone(&gateway)));
+    tokio::spawn(gateway::log_commands(Arc::clone(&gateway)));
     let mut addresses = Vec::new();
     let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {
@@ -140,7 +144,7 @@ fn follow_changes(gateway: &Arc<Gateway>) -> Result<(), String> {
         while changes.recv().await.is_some() {
             // What came meanwhile is in the file already.
             while changes.try_recv().is_ok() {}
-            let _ = following.reload("file").await;
+            let _ = following.reload(Trigger::File).await;
         }
     });
     let mut hangups = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())
@@ -148,7 +152,7 @@ fn follow_changes(gateway: &Arc<Gateway>) -> Result<(), String> {
     let reloading = Arc::clone(gateway);
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {
-            let _ = reloading.reload("signal").await;
+            let _ = reloading.reload(Trigger::Signal).await;
         }
     });
     Ok(())

@@ -16,7 +16,8 @@ use tokio::sync::watch;
 
 use super::connection::{self, Connection, ConnectionLimits};
 use super::{Active, Gateway};
-use crate::observe::lines::{Access, Audit};
+use crate::observe::audit::Audit;
+use crate::observe::lines::Access;
 use crate::proxy::Upstream;
 use crate::token::{TokenCache, VerifiedClaims};
 use crate::wire::answer::Refusal;
@@ -126,7 +127,7 @@ impl Local {
                 if why == crate::token::InvalidToken::UnknownKey {
                     gateway.look_for_keys();
                 }
-                Err(Refusal::InvalidToken(why.code()))
+                Err(Refusal::InvalidToken(why))
             }
         }
     }

@@ -482,8 +482,8 @@ pub fn generate_pkcs8_pem(algorithm: Algorithm) -> Result<String, KeyError> {
 }
 
 /// The JWKS to publish (RFC 7517 §5): the public part of every key that has one.
-pub fn jwks(keys: &[SigningKey]) -> Value {
-    json!({ "keys": keys.iter().filter_map(SigningKey::public_jwk).collect::<Vec<_>>() })
+pub fn jwks<'a>(keys: impl IntoIterator<Item = &'a SigningKey>) -> Value {
+    json!({ "keys": keys.into_iter().filter_map(SigningKey::public_jwk).collect::<Vec<_>>() })
 }
 
 /// A key of a JWKS that was left out, and why; the others are used (RFC 7517 §5).

@@ -12,6 +12,7 @@ pub mod cache;
 pub mod compact;
 pub mod issue;
 pub mod keys;
+pub mod ring;
 pub mod verify;
 #[cfg(test)]
 mod wycheproof;
@@ -26,6 +27,7 @@ pub use keys::{
     Algorithm, KeyError, SigningKey, SkipReason, SkippedKey, VerifyingKey, generate_pkcs8_pem, jwks,
     parse_jwks,
 };
+pub use ring::{KeyState, Ring, RingKey};
 pub use verify::{ClaimPath, Issuer, IssuerKind, Trusted, VerifiedClaims, Verifier};
 
 /// What a token says, in the gateway's own terms. Times are Unix seconds.

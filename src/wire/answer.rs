@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::hygiene::HeadError;
 use crate::config::template::Template;
 use crate::policy::path::PathError;
+use crate::token::InvalidToken;
 
 /// Why the gateway answers a request itself, with an error.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -29,14 +30,14 @@ pub enum Refusal {
     BodyTooLarge,
     /// No credentials where some are needed.
     NoCredentials,
-    /// A token that is not genuine; the reason's code is for the log.
-    InvalidToken(&'static str),
+    /// A token that is not genuine; why is for the log.
+    InvalidToken(InvalidToken),
     /// A token that is genuine but expired.
     ExpiredToken,
     /// The role is too low or unknown, or nothing is enough.
     AccessDenied,
     /// Wrong user name or password, unknown or disabled user: told apart in the log alone.
-    WrongCredentials(&'static str),
+    WrongCredentials(WrongCredentials),
     /// A login body that is neither JSON nor a form.
     LoginMediaType,
     /// A login body that is malformed or lacks a field.
@@ -63,6 +64,31 @@ pub enum Refusal {
     LoginBusy,
     /// The gateway failed; closed, not open.
     Internal(&'static str),
+}
+
+/// Why a name and a password are nobody's. One answer to the client, byte for byte.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum WrongCredentials {
+    /// Nobody has that name.
+    UnknownUser,
+    /// The password is another.
+    WrongPassword,
+    /// The user may not log in.
+    DisabledUser,
+    /// The stored hash is of no use.
+    UnusableHash,
+}
+
+impl WrongCredentials {
+    /// The reason's fixed name, for logs and metric labels. The list is closed.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::UnknownUser => "unknown_user",
+            Self::WrongPassword => "wrong_password",
+            Self::DisabledUser => "disabled_user",
+            Self::UnusableHash => "unusable_hash",
+        }
+    }
 }
 
 impl Refusal {
@@ -156,7 +182,9 @@ impl Refusal {
     /// What the log says beyond the code.
     pub fn detail(&self) -> Option<&str> {
         match self {
-            Self::InvalidToken(why) | Self::WrongCredentials(why) | Self::Internal(why) => Some(why),
+            Self::InvalidToken(why) => Some(why.code()),
+            Self::WrongCredentials(why) => Some(why.code()),
+            Self::Internal(why) => Some(why),
             Self::LoginBody(what) => Some(what),
             _ => None,
         }

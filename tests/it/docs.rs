@@ -7,6 +7,7 @@ use bytes::Bytes;
 use clap::CommandFactory;
 use http::Response;
 use http_body_util::Full;
+use portcullis::observe::audit::{Event, KeyChange, Trigger, UserChange};
 use serde_json::{Value, json};
 
 use crate::harness::{Gateway, Upstream, run};
@@ -208,17 +209,12 @@ fn the_reference_has_every_key_with_its_default_its_words_and_its_bounds() {
     assert!(wrong.is_empty(), "docs/reference.md:\n{}", wrong.join("\n"));
 }
 
-/// The words that the functions `fn code` of a source file answer with.
-fn codes(file: &str) -> Vec<String> {
+/// The words that `fn code` of a type answers with, from the source.
+fn codes(file: &str, of: &str) -> Vec<String> {
     let source = read(file);
-    let mut found = Vec::new();
-    for body in source.split("fn code(").skip(1) {
-        let body = body.split("\n    }\n").next().unwrap();
-        found.extend(
-            body.lines().filter_map(|line| Some(line.split_once("=> \"")?.1.split('"').next()?.to_owned())),
-        );
-    }
-    found
+    let inherent = source.split(&format!("\nimpl {of} {{")).nth(1).unwrap_or_else(|| panic!("{file}: {of}"));
+    let body = inherent.split("fn code(").nth(1).unwrap().split("\n    }\n").next().unwrap();
+    body.lines().filter_map(|line| Some(line.split_once("=> \"")?.1.split('"').next()?.to_owned())).collect()
 }
 
 #[test]
@@ -227,26 +223,71 @@ fn the_reference_has_every_code_and_no_other() {
     let table = page.split("### `$code`").nth(1).unwrap().split("\n### ").next().unwrap();
     let mut listed: Vec<&str> =
         table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
-    let mut codes = ["src/wire/answer.rs", "src/wire/hygiene.rs", "src/policy/path.rs"].map(codes).concat();
+    let mut codes = [
+        codes("src/wire/answer.rs", "Refusal"),
+        codes("src/wire/hygiene.rs", "HeadError"),
+        codes("src/policy/path.rs", "PathError"),
+    ]
+    .concat();
     assert!(codes.len() > 40, "{codes:?}");
     listed.sort_unstable();
     codes.sort_unstable();
     assert_eq!(listed, codes);
 }
 
-#[test]
-fn the_reference_has_every_reason_of_the_audit_log() {
+/// The events of the reference's table, each with its reasons.
+fn audit_table() -> BTreeMap<String, Vec<String>> {
     let page = reference();
     let section = page.split("### Audit lines").nth(1).unwrap().split("\n## ").next().unwrap();
-    let named = code_in(section);
-    for code in codes("src/token/mod.rs").into_iter().filter(|code| code != "expired") {
-        assert!(named.contains(&code.as_str()), "{code}");
+    let rows = section.split("\n| event ").nth(1).unwrap().split("\n\n").next().unwrap();
+    let mut table = BTreeMap::new();
+    for row in rows.lines().filter(|row| row.starts_with("| `")) {
+        let cells: Vec<&str> = row.split(" | ").collect();
+        let reasons: Vec<String> = code_in(cells[1]).into_iter().map(str::to_owned).collect();
+        for event in code_in(cells[0]) {
+            assert!(table.insert(event.to_owned(), reasons.clone()).is_none(), "{event} has two rows");
+        }
     }
-    // The words in `WrongCredentials`.
-    let login = read("src/login/mod.rs");
-    let check = login.split("async fn check").nth(1).unwrap().split("\n    }\n").next().unwrap();
-    for word in check.split('"').skip(1).step_by(2).filter(|word| word.contains('_') && !word.contains(' ')) {
-        assert!(named.contains(&word), "{word}");
+    table
+}
+
+#[test]
+fn the_reference_has_every_event_and_reason_of_the_audit_log_and_no_other() {
+    let table = audit_table();
+    let mut events: Vec<&str> = Event::ALL.iter().map(|event| event.code()).collect();
+    events.sort_unstable();
+    assert_eq!(table.keys().collect::<Vec<_>>(), events);
+    let is = |event: &str, mut reasons: Vec<String>| {
+        let mut listed = table[event].clone();
+        listed.sort_unstable();
+        reasons.sort_unstable();
+        assert_eq!(listed, reasons, "{event}");
+    };
+    macro_rules! all {
+        ($list:ident) => {
+            $list::ALL.iter().map(|one| one.code().to_owned()).collect::<Vec<_>>()
+        };
+    }
+    is("reload", all!(Trigger));
+    is("reload_refused", all!(Trigger));
+    is("key_change", all!(KeyChange));
+    is("user_change", all!(UserChange));
+    is("login", vec![]);
+    is("token_issued", vec![]);
+    // What a caller is refused for beyond the token itself, and what a login can fail for beyond the
+    // credentials, are codes.
+    let refusals = codes("src/wire/answer.rs", "Refusal");
+    for (event, file, of) in [
+        ("refused", "src/token/mod.rs", "InvalidToken"),
+        ("login_failed", "src/wire/answer.rs", "WrongCredentials"),
+    ] {
+        let behind = codes(file, of);
+        for reason in &behind {
+            assert!(table[event].contains(reason), "{event} lacks {reason}");
+        }
+        for reason in table[event].iter().filter(|reason| !behind.contains(reason)) {
+            assert!(refusals.contains(reason), "{event} has {reason}");
+        }
     }
 }
 

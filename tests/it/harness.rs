@@ -270,6 +270,10 @@ fn spawn(folder: &Path) -> (Child, Arc<Log>) {
 
 fn address_in(lines: &[String], message: &str) -> Option<SocketAddr> {
     lines.iter().find_map(|line| {
+        // `log.format: text`.
+        if let Some((_, address)) = line.split_once(&format!(" INFO {message} address=")) {
+            return address.parse().ok();
+        }
         let line: serde_json::Value = serde_json::from_str(line).ok()?;
         if line["message"] != message {
             return None;
