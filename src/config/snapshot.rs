@@ -17,6 +17,7 @@ use ipnet::IpNet;
 use super::diagnostic::nearest;
 use super::network::JwksSource;
 use super::raw::{self, Raw};
+use super::recipe::HashPolicy;
 use super::template::Template;
 use super::value::{PublicKey, UserStore};
 use super::{At, Diagnostic, Diagnostics, Position, Problem, Reading, Source, keyring, raw::Keys};
@@ -195,6 +196,8 @@ pub struct Fixed {
     pub workers: Option<usize>,
     /// The SQLite file of the user store.
     pub users: PathBuf,
+    /// Which weak password hashes of it are believed.
+    pub hashes: HashPolicy,
     /// Of log lines.
     pub log_format: raw::LogFormat,
 }
@@ -586,7 +589,7 @@ fn assemble(
     let signer = |key: SigningKey| Signer::new(key, tokens.issuer.as_str(), tokens.audience.as_str(), ttl);
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let limits = &raw.limits;
-    let UserStore::Sqlite(users) = &raw.users.value;
+    let UserStore::Sqlite(users) = &raw.users.store.value;
     let state = source.folder.join(raw.state.as_str());
     Snapshot {
         rule_labels: policy.rules().iter().map(label).collect(),
@@ -643,6 +646,10 @@ fn assemble(
                 raw::Workers::Count(count) => Some(usize::from(count)),
             },
             users: state.join(users),
+            hashes: HashPolicy {
+                weak: raw.users.weak_hashes.value,
+                recipe: raw.users.hash_recipe.as_ref().map(|recipe| recipe.value.clone()),
+            },
             log_format: raw.log.format,
         },
         remote_keys: trusted.remote,
