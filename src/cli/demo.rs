@@ -21,6 +21,7 @@ use hyper_util::rt::TokioIo;
 
 use super::extras::EXAMPLE;
 use super::{CliError, in_runtime, open_users, printed};
+use crate::config::recipe::HashPolicy;
 use crate::config::reload::Loader;
 use crate::config::snapshot::Surroundings;
 use crate::login::password::{Hasher, NewPassword, Password};
@@ -86,7 +87,7 @@ fn make_users(config: &Path) -> Result<Vec<String>, CliError> {
     let given = passwords.clone();
     in_runtime(async move {
         let users = open_users(&snapshot).await?;
-        let hasher = Hasher::new(1);
+        let hasher = Hasher::new(1, HashPolicy::default());
         for ((username, role, name), password) in USERS.iter().zip(given) {
             let password = NewPassword::parse(Password::new(password.into_bytes()));
             let password = password.map_err(|error| CliError::failed(error.to_string()))?;
@@ -94,6 +95,7 @@ fn make_users(config: &Path) -> Result<Vec<String>, CliError> {
             let user = NewUser {
                 username: Username::parse(username).map_err(|error| CliError::failed(error.to_string()))?,
                 password_hash: hash,
+                password_salt: None,
                 role: (*role).to_owned(),
                 name: Some((*name).to_owned()),
                 email: Some(format!("{username}@example.com")),

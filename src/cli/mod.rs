@@ -4,6 +4,7 @@ pub mod check;
 pub mod demo;
 pub mod explain;
 pub mod extras;
+pub mod hash;
 pub mod keys;
 pub mod token;
 pub mod user;
@@ -73,6 +74,9 @@ enum Command {
     /// Look after the keys that tokens are signed with
     #[command(subcommand)]
     Keys(keys::KeysCommand),
+    /// Tell what a password hash of any system is, or whether a password is its
+    #[command(subcommand)]
+    Hash(hash::HashCommand),
     /// Ask the gateway of the configuration whether it is ready
     #[command(after_help = "Exit code 0 when it is; for containers and scripts.")]
     Health,
@@ -132,9 +136,10 @@ fn run(arguments: Arguments) -> Result<ExitCode, CliError> {
             let (snapshot, _) = load(&loader, &Surroundings::default())?;
             let roles = snapshot.policy.roles().names().to_vec();
             let (change, name) = command.change();
+            let hashes = snapshot.fixed.hashes.clone();
             in_runtime(async {
                 let users = open_users(&snapshot).await?;
-                let outcome = user::run(command, &users, &roles, &mut out).await;
+                let outcome = user::run(command, &users, &roles, &hashes, &mut out).await;
                 users.close().await;
                 outcome
             })??;
@@ -145,6 +150,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, CliError> {
         }
         Command::Token(command) => token::run(command, &loader, &mut out)?,
         Command::Keys(command) => keys::run(command, &load(&loader, &Surroundings::default())?.0, &mut out)?,
+        Command::Hash(command) => return hash::run(command, &mut out),
         Command::Health => extras::health(&load(&loader, &Surroundings::default())?.0)?,
         Command::Schema => printed(writeln!(out, "{:#}", crate::config::json_schema()))?,
         Command::Completions { shell } => {

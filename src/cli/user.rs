@@ -5,9 +5,11 @@
 
 use super::{CliError, printed};
 use crate::{
+    config::recipe::HashPolicy,
     login::{
         body::{NotAnObject, json_members},
-        password::{Hasher, MAX_PASSWORD_BYTES, NewPassword, Password, check_hash},
+        hash::StoredHash,
+        password::{Hasher, MAX_PASSWORD_BYTES, NewPassword, Password},
     },
     observe::audit::UserChange,
     store::{NewUser, UserRecord, Username, Users},
@@ -104,7 +106,9 @@ pub enum UserCommand {
     },
     /// Add users from JSON lines: all of them, or none when a line is wrong
     #[command(after_help = "Each line is an object with `username`, `role`, either `password` or \
-        `password_hash` (a PHC string of Argon2id), and optionally `name`, `email` and `disabled`.\n\n\
+        `password_hash` (of this or another system, see docs/password-hashes.md; with `password_salt` where the \
+        salt has a column of its own), and optionally `name`, `email` and `disabled`. A hash of another \
+        system is replaced by Argon2id when its user logs in.\n\n\
         Example:\n  portcullis user import users.jsonl")]
     Import {
         /// The file, or `-` for standard input
@@ -138,7 +142,7 @@ impl UserCommand {
 
 /// Runs one of the commands and prints what it did to `out`.
 ///
-/// `roles` are the configured ones. Needs a Tokio runtime; may ask for a password on the terminal and
+/// `roles` are the configured ones, `hashes` says which weak ones an import may hold. Needs a Tokio runtime; may ask for a password on the terminal and
 /// shows a progress bar on standard error when that is one.
 ///
 /// # Errors
@@ -148,9 +152,10 @@ pub async fn run(
     command: UserCommand,
     users: &dyn Users,
     roles: &[String],
+    hashes: &HashPolicy,
     out: &mut dyn Write,
 ) -> Result<(), CliError> {
-    run_with(command, users, roles, out, &mut Process).await
+    run_with(command, users, roles, hashes, out, &mut Process).await
 }
 
 /// Where passwords and imports come from: a seam for the tests.
@@ -180,6 +185,7 @@ async fn run_with(
     command: UserCommand,
     users: &dyn Users,
     roles: &[String],
+    hashes: &HashPolicy,
     out: &mut dyn Write,
     input: &mut dyn Input,
 ) -> Result<(), CliError> {
@@ -195,7 +201,8 @@ async fn run_with(
             }
             let password = new_password(username.as_str(), password_stdin, input)?;
             let password_hash = hasher().hash(password).await.map_err(failed)?;
-            let user = NewUser { username, password_hash, role, name, email, disabled: false };
+            let user =
+                NewUser { username, password_hash, password_salt: None, role, name, email, disabled: false };
             let added = users.add(user).await?;
             printed(writeln!(out, "added {} (id {}, role {})", added.username, added.id, added.role))
         }
@@ -233,10 +240,10 @@ async fn run_with(
         }
         UserCommand::Import { file } => {
             let lines = if file == Path::new("-") {
-                read_lines(input.stdin(), roles)
+                read_lines(input.stdin(), roles, hashes)
             } else {
                 let opened = File::open(&file).map_err(|error| unreadable(&file, &error))?;
-                read_lines(BufReader::new(opened), roles)
+                read_lines(BufReader::new(opened), roles, hashes)
             }
             .map_err(|error| unreadable(&file, &error))?;
             let imported = import(lines, users).await?;
@@ -250,7 +257,8 @@ async fn run_with(
 }
 
 fn hasher() -> Hasher {
-    Hasher::new(thread::available_parallelism().map_or(1, usize::from))
+    // Only to make hashes, so that it does not matter which it believes.
+    Hasher::new(thread::available_parallelism().map_or(1, usize::from), HashPolicy::default())
 }
 
 fn failed(error: impl std::error::Error) -> CliError {
@@ -416,6 +424,9 @@ fn exported(user: &UserRecord, with_hashes: bool) -> Value {
     line["disabled"] = json!(user.disabled);
     if with_hashes {
         line["password_hash"] = json!(user.password_hash);
+        if let Some(salt) = &user.password_salt {
+            line["password_salt"] = json!(salt);
+        }
     }
     line
 }
@@ -431,13 +442,17 @@ struct Draft {
 }
 
 enum Secret {
-    Hash(String),
+    Hash { hash: String, salt: Option<String> },
     Password(NewPassword),
 }
 
 /// Reads an import whole. Each line that is not blank gives its number, from 1, and what is in it or
 /// what is wrong with it.
-fn read_lines(mut source: impl BufRead, roles: &[String]) -> io::Result<Vec<(usize, Result<Draft, String>)>> {
+fn read_lines(
+    mut source: impl BufRead,
+    roles: &[String],
+    hashes: &HashPolicy,
+) -> io::Result<Vec<(usize, Result<Draft, String>)>> {
     let mut lines = Vec::new();
     let mut line = Vec::new();
     for number in 1.. {
@@ -454,7 +469,7 @@ fn read_lines(mut source: impl BufRead, roles: &[String]) -> io::Result<Vec<(usi
         let text = line.strip_prefix(b"\xef\xbb\xbf").filter(|_| number == 1).unwrap_or(&line);
         let text = text.trim_ascii_end();
         if !text.is_empty() {
-            lines.push((number, draft(text, roles)));
+            lines.push((number, draft(text, roles, hashes)));
         }
         // The line may hold a password.
         line.zeroize();
@@ -463,12 +478,13 @@ fn read_lines(mut source: impl BufRead, roles: &[String]) -> io::Result<Vec<(usi
 }
 
 /// Reads a line, without quoting any value of it in an error.
-fn draft(line: &[u8], roles: &[String]) -> Result<Draft, String> {
+fn draft(line: &[u8], roles: &[String], hashes: &HashPolicy) -> Result<Draft, String> {
     let mut members = json_members(line, None).map_err(|error| match error {
         NotAnObject::Syntax { column } => format!("is not valid JSON (column {column})"),
         NotAnObject::Other => "is not a JSON object".to_owned(),
     })?;
-    let known = ["username", "role", "name", "email", "disabled", "password", "password_hash"];
+    let known =
+        ["username", "role", "name", "email", "disabled", "password", "password_hash", "password_salt"];
     for (at, (name, _)) in members.iter().enumerate() {
         if !known.contains(&name.as_str()) {
             let hint = did_you_mean(nearest(name, known.into_iter()));
@@ -490,6 +506,7 @@ fn draft(line: &[u8], roles: &[String]) -> Result<Draft, String> {
     // First of all, so that it is zeroed whatever else is wrong.
     let password = text("password", take("password"))?.map(|text| Password::new(text.into_bytes()));
     let password_hash = text("password_hash", take("password_hash"))?;
+    let password_salt = text("password_salt", take("password_salt"))?;
 
     let username = text("username", take("username"))?.ok_or("`username` is missing")?;
     let username = Username::parse(&username).map_err(|error| error.to_string())?;
@@ -503,12 +520,15 @@ fn draft(line: &[u8], roles: &[String]) -> Result<Draft, String> {
         Some(_) => return Err("`disabled` is neither true nor false".into()),
     };
     let secret = match (password, password_hash) {
+        (Some(_), None) if password_salt.is_some() => {
+            return Err("has a `password_salt` without a `password_hash`".into());
+        }
         (Some(password), None) => {
             Secret::Password(NewPassword::parse(password).map_err(|rule| rule.to_string())?)
         }
         (None, Some(hash)) => {
-            check_hash(&hash).map_err(|error| error.to_string())?;
-            Secret::Hash(hash)
+            StoredHash::parse(&hash, password_salt.as_deref(), hashes).map_err(|error| error.to_string())?;
+            Secret::Hash { hash, salt: password_salt }
         }
         (Some(_), Some(_)) => return Err("has both `password` and `password_hash`".into()),
         (None, None) => return Err("has neither `password` nor `password_hash`".into()),
@@ -552,18 +572,18 @@ async fn import(lines: Vec<(usize, Result<Draft, String>)>, users: &dyn Users) -
 /// Hashes what came as a password, on all cores, with a progress bar where somebody watches.
 async fn hashed(drafts: Vec<Draft>) -> Result<Vec<NewUser>, CliError> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let hasher = Hasher::new(cores);
+    let hasher = hasher();
     let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} {eta} left")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(drafts.len() as u64).with_style(style).with_message("hashing passwords");
 
     let mut order = Vec::with_capacity(drafts.len());
     let mut running: JoinSet<(usize, Result<String, _>)> = JoinSet::new();
-    let mut hashes: Vec<Option<String>> = vec![None; drafts.len()];
+    let mut hashes: Vec<Option<(String, Option<String>)>> = vec![None; drafts.len()];
     for (at, draft) in drafts.into_iter().enumerate() {
         match draft.secret {
-            Secret::Hash(hash) => {
-                hashes[at] = Some(hash);
+            Secret::Hash { hash, salt } => {
+                hashes[at] = Some((hash, salt));
                 bar.inc(1);
             }
             Secret::Password(password) => {
@@ -586,18 +606,23 @@ async fn hashed(drafts: Vec<Draft>) -> Result<Vec<NewUser>, CliError> {
         .into_iter()
         .zip(hashes)
         .map(|((username, role, name, email, disabled), hash)| {
-            let password_hash = hash.ok_or_else(|| CliError::failed("a password was not hashed"))?;
-            Ok(NewUser { username, password_hash, role, name, email, disabled })
+            let (password_hash, password_salt) =
+                hash.ok_or_else(|| CliError::failed("a password was not hashed"))?;
+            Ok(NewUser { username, password_hash, password_salt, role, name, email, disabled })
         })
         .collect()
 }
 
 type Hashed = Result<(usize, Result<String, crate::login::password::HashError>), tokio::task::JoinError>;
 
-fn collect(done: Option<Hashed>, hashes: &mut [Option<String>], bar: &ProgressBar) -> Result<(), CliError> {
+fn collect(
+    done: Option<Hashed>,
+    hashes: &mut [Option<(String, Option<String>)>],
+    bar: &ProgressBar,
+) -> Result<(), CliError> {
     if let Some(done) = done {
         let (at, hash) = done.map_err(|_| CliError::failed("password hashing was interrupted"))?;
-        hashes[at] = Some(hash.map_err(failed)?);
+        hashes[at] = Some((hash.map_err(failed)?, None));
         bar.inc(1);
     }
     Ok(())
@@ -669,14 +694,14 @@ mod tests {
                 Arguments::try_parse_from([&["user"], arguments].concat()).map_err(failed).unwrap().command;
             let roles = ["Viewer", "Editor", "SuperAdmin"].map(str::to_owned);
             let mut out = Vec::new();
-            run_with(command, &self.users, &roles, &mut out, &mut input).await?;
+            run_with(command, &self.users, &roles, &HashPolicy::default(), &mut out, &mut input).await?;
             Ok(String::from_utf8(out).unwrap())
         }
 
         async fn log_in(&self, username: &str, password: &str) -> bool {
             let user = self.users.find(username).await.unwrap();
             let password = Password::new(password.as_bytes().to_vec());
-            hasher().verify(password, user.as_ref()).await == Ok(Verdict::Matches)
+            hasher().verify(password, username, user.as_ref()).await == Ok(Verdict::Matches)
         }
     }
 
@@ -889,7 +914,7 @@ mod tests {
             line 6: is not valid JSON (column 62)\n\
             line 7: has neither `password` nor `password_hash`\n\
             line 8: has both `password` and `password_hash`\n\
-            line 9: the password hash is not a complete PHC string\n\
+            line 9: the password hash is in no format that is known here\n\
             line 10: a password has at least 8 bytes\n\
             line 11: `password` is not a string\n\
             line 12: unknown field `rôle`, did you mean `role`?\n\

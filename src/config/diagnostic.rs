@@ -160,6 +160,8 @@ pub enum Problem {
     BodyCouldCarry { laxer: Position },
     /// No rule at all.
     NoRules,
+    /// Password hashes that anybody who reads the table can turn into passwords are let in. `key`: by which.
+    WeakHashes { key: &'static str },
     /// An `expect` case that does not hold. `rule`: the one that decides otherwise.
     ExpectationFailed { expected: String, found: String, rule: Option<Position> },
     /// The signing keys cannot be used; a sentence.
@@ -415,6 +417,11 @@ impl fmt::Display for Problem {
                 laxer.line
             ),
             Problem::NoRules => f.write_str("there are no rules, so every request is refused"),
+            Problem::WeakHashes { key } => write!(
+                f,
+                "'{key}' lets in password hashes that are not stretched: whoever reads the table finds most of \
+                 the passwords in hours"
+            ),
             Problem::ExpectationFailed { expected, found, rule } => {
                 write!(f, "expected {expected}, but it is {found}")?;
                 rule.map_or(Ok(()), |rule| write!(f, " by the rule in line {}", rule.line))

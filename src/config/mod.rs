@@ -12,6 +12,7 @@ mod forms;
 pub mod keyring;
 mod network;
 pub mod raw;
+pub mod recipe;
 mod reference;
 pub mod reload;
 mod schema;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub use super::de::At;
 use super::diagnostic::{Diagnostic, Problem};
 pub use super::forms::{OneOrMany, OrFalse, OrOff, Pairs};
+use super::recipe::Recipe;
 use super::template::{ERROR_VARIABLES, LOGIN_VARIABLES, Template};
 use super::value::{
     self, Address, Cidr, Duration, ExpectedRequest, Extension, HeaderName, HeaderValue, JwksSource, Method,
@@ -65,8 +66,10 @@ pub struct Raw {
     pub login: OrFalse<Login>,
     /// The gateway's own refusals.
     pub errors: Errors,
-    /// Where users are kept: `sqlite:FILE`, in `state`.
-    pub users: At<UserStore>,
+    /// Where users are kept: `sqlite:FILE`, in `state`, or that with what is believed of its hashes.
+    #[serde(deserialize_with = "users")]
+    #[schemars(with = "UsersForm", extend("default" = "sqlite:portcullis.db"))]
+    pub users: UserSettings,
     /// What happens to a browser's CORS preflight.
     pub cors_preflight: Preflight,
     /// The most that one client, or all together, may ask for.
@@ -94,7 +97,7 @@ impl Default for Raw {
             tokens: Tokens::default(),
             login: OrFalse(Some(Login::default())),
             errors: Errors::default(),
-            users: at("sqlite:portcullis.db"),
+            users: UserSettings::of(portcullis_db()),
             cors_preflight: Preflight::default(),
             limits: Limits::default(),
             shutdown: Shutdown::default(),
@@ -234,6 +237,48 @@ fn upstream<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Upstrea
             host: HostHeader::default(),
         },
     }))
+}
+
+/// Where users are kept, and which of their password hashes are believed beside the sound ones.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserSettings {
+    /// The store: `sqlite:FILE`, in `state`.
+    #[serde(default = "portcullis_db")]
+    pub store: At<UserStore>,
+    /// Whether unstretched digests (plain or salted MD5, SHA-1, {SSHA} and the like) are believed.
+    #[serde(default)]
+    pub weak_hashes: At<bool>,
+    /// How an in-house system makes its digests, such as `md5(password + salt)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash_recipe: Option<At<Recipe>>,
+}
+
+impl UserSettings {
+    fn of(store: At<UserStore>) -> UserSettings {
+        UserSettings { store, weak_hashes: At::default(), hash_recipe: None }
+    }
+}
+
+fn portcullis_db() -> At<UserStore> {
+    at("sqlite:portcullis.db")
+}
+
+/// `users: STORE` is short for `users: { store: STORE }`.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(untagged, inline)]
+enum UsersForm {
+    #[serde(rename = "$text")]
+    Store(At<UserStore>),
+    #[serde(rename = "$mapping")]
+    Full(Box<UserSettings>),
+}
+
+fn users<'de, D: Deserializer<'de>>(deserializer: D) -> Result<UserSettings, D::Error> {
+    Ok(match UsersForm::deserialize(deserializer)? {
+        UsersForm::Full(users) => *users,
+        UsersForm::Store(store) => UserSettings::of(store),
+    })
 }
 
 /// Which Host header the upstream sees.
@@ -759,6 +804,16 @@ impl Raw {
         if whole("shutdown") && self.shutdown.drain.get() > self.shutdown.timeout.get() {
             let place = self.shutdown.drain.at.max(self.shutdown.timeout.at);
             found.push(Diagnostic::error(place, Problem::DrainPastTimeout));
+        }
+        if whole("users") {
+            let users = &self.users;
+            if users.weak_hashes.value {
+                let key = "weak_hashes";
+                found.push(Diagnostic::warning(users.weak_hashes.at, Problem::WeakHashes { key }));
+            }
+            if let Some(recipe) = &users.hash_recipe {
+                found.push(Diagnostic::warning(recipe.at, Problem::WeakHashes { key: "hash_recipe" }));
+            }
         }
         found
     }

@@ -18,6 +18,7 @@ use super::diagnostic::nearest;
 use super::keyring::NewKey;
 use super::network::JwksSource;
 use super::raw::{self, Raw};
+use super::recipe::HashPolicy;
 use super::template::Template;
 use super::value::{PublicKey, UserStore};
 use super::{At, Diagnostic, Diagnostics, Position, Problem, Reading, Source, keyring, raw::Keys};
@@ -222,6 +223,8 @@ pub struct Fixed {
     pub workers: Option<usize>,
     /// The SQLite file of the user store.
     pub users: PathBuf,
+    /// Which weak password hashes of it are believed.
+    pub hashes: HashPolicy,
     /// Of log lines.
     pub log_format: raw::LogFormat,
 }
@@ -621,7 +624,7 @@ fn assemble(
     let jwks = jwks(ring.keys().iter().map(|one| &one.key));
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let limits = &raw.limits;
-    let UserStore::Sqlite(users) = &raw.users.value;
+    let UserStore::Sqlite(users) = &raw.users.store.value;
     let state = source.folder.join(raw.state.as_str());
     Snapshot {
         rule_labels: policy.rules().iter().map(label).collect(),
@@ -685,6 +688,10 @@ fn assemble(
                 raw::Workers::Count(count) => Some(usize::from(count)),
             },
             users: state.join(users),
+            hashes: HashPolicy {
+                weak: raw.users.weak_hashes.value,
+                recipe: raw.users.hash_recipe.as_ref().map(|recipe| recipe.value.clone()),
+            },
             log_format: raw.log.format,
         },
         state,

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::recipe::Recipe;
+
 pub use super::network::{Address, Cidr, JwksSource, Origin, UpstreamUrl};
 
 /// Why a text is not what it should be. `Display` is the predicate of a sentence whose subject is the value.
@@ -96,13 +98,14 @@ pub fn check(name: &str, text: &str, least: u64, most: u64) -> Result<(), ValueE
         PublicKey::NAME => parses::<PublicKey>(text),
         Name::NAME => parses::<Name>(text),
         Extension::NAME => parses::<Extension>(text),
+        Recipe::NAME => parses::<Recipe>(text),
         _ => Ok(()),
     }
 }
 
 /// Whether texts of this value type are never shown.
 pub fn is_secret(name: &str) -> bool {
-    [Secret::NAME, HeaderValue::NAME, PublicKey::NAME].contains(&name)
+    [Secret::NAME, HeaderValue::NAME, PublicKey::NAME, Recipe::NAME].contains(&name)
 }
 
 /// What a value type is called in "must be …".
@@ -123,6 +126,7 @@ pub fn what(name: &str) -> &'static str {
         JwksSource::NAME => JwksSource::WHAT,
         PublicKey::NAME => PublicKey::WHAT,
         Extension::NAME => Extension::WHAT,
+        Recipe::NAME => Recipe::WHAT,
         _ => "a text",
     }
 }

@@ -1,11 +1,12 @@
 //! Credentials in, token out.
 //!
-//! [`body`] reads what was sent, [`password`] checks it, [`cors`] says who else's pages may ask. Wrong
+//! [`body`] reads what was sent, [`password`] checks it against a [`hash`], [`cors`] says who else's pages may ask. Wrong
 //! password, unknown user and disabled user are one answer, byte for byte, and cost the same time; the
 //! log alone tells them apart. Not here: who may do what with the token (`policy`).
 
 pub mod body;
 pub mod cors;
+pub mod hash;
 pub mod password;
 
 use std::sync::Arc;
@@ -14,12 +15,15 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::Value;
 
-use crate::config::snapshot::LoginSettings;
+use crate::config::{recipe::HashPolicy, snapshot::LoginSettings};
 use crate::store::{UserRecord, Users};
 use crate::token::{Signer, Subject};
 use crate::wire::answer::{Refusal, WrongCredentials, json};
 use body::{BodyError, FieldNames};
-use password::{HashError, Hasher, Verdict};
+use password::{HashError, Hasher, NewPassword, Password, Verdict};
+
+/// As many users are looked at to learn what checking their passwords takes.
+const SAMPLE: u32 = 10_000;
 
 /// What a login needs beside the configuration.
 pub struct Login {
@@ -38,9 +42,18 @@ pub struct Attempt {
 }
 
 impl Login {
-    /// `cores` passwords are checked at a time.
-    pub fn new(users: Arc<dyn Users>, cores: usize) -> Self {
-        Self { users, hasher: Hasher::new(cores) }
+    /// `cores` passwords are checked at a time; `policy` says which weak hashes are believed.
+    pub fn new(users: Arc<dyn Users>, cores: usize, policy: HashPolicy) -> Self {
+        Self { users, hasher: Hasher::new(cores, policy) }
+    }
+
+    /// Looks at what the users' hashes cost, so that unknown names take as long from the first login on.
+    /// A store that fails here is no reason not to start: logins will say so.
+    pub async fn prepare(&self) {
+        match self.users.sample(SAMPLE).await {
+            Ok(users) => self.hasher.learn(&users),
+            Err(error) => tracing::warn!(%error, "the user store could not be looked at"),
+        }
     }
 
     /// The user store, for whoever has to know that it answers.
@@ -84,8 +97,18 @@ impl Login {
             })?,
             None => None,
         };
-        match self.hasher.verify(credentials.password, user.as_ref()).await {
-            Ok(Verdict::Matches) => user.ok_or(Refusal::Internal("a password matched nobody's")),
+        // For a store of the gateway's own, a second copy to hash anew; zeroed when dropped.
+        let again = (user.as_ref())
+            .filter(|user| self.users.is_own() && self.hasher.wants_upgrade(&credentials.password, user))
+            .map(|_| Password::new(credentials.password.as_bytes().to_vec()));
+        match self.hasher.verify(credentials.password, &credentials.username, user.as_ref()).await {
+            Ok(Verdict::Matches) => {
+                let user = user.ok_or(Refusal::Internal("a password matched nobody's"))?;
+                if let Some(password) = again {
+                    self.upgrade(&user, password).await;
+                }
+                Ok(user)
+            }
             Ok(Verdict::Differs) => Err(Refusal::WrongCredentials(match &user {
                 None => WrongCredentials::UnknownUser,
                 Some(user) if user.disabled => WrongCredentials::DisabledUser,
@@ -99,6 +122,21 @@ impl Login {
             Err(error) => {
                 tracing::error!(%error, "a password could not be checked");
                 Err(Refusal::Internal("a password could not be checked"))
+            }
+        }
+    }
+}
+
+impl Login {
+    /// Puts an Argon2id hash in the place of a weaker one. The login has succeeded: whatever goes wrong
+    /// here is tried again at the next one.
+    async fn upgrade(&self, user: &UserRecord, password: Password) {
+        let Ok(password) = NewPassword::parse(password) else { return };
+        let Ok(hash) = self.hasher.hash(password).await else { return };
+        match self.users.upgrade_hash(&user.username, &user.password_hash, &hash).await {
+            Ok(()) => tracing::info!(user = user.username, "a password hash was upgraded to Argon2id"),
+            Err(error) => {
+                tracing::warn!(%error, user = user.username, "a password hash could not be upgraded");
             }
         }
     }

@@ -1,14 +1,12 @@
 //! Password hashing: Argon2id (RFC 9106), off the request threads, in equal time for every failure.
 //!
-//! One verification takes some 20 ms of a core and 19 MiB, so it runs on blocking threads, as many at
-//! once as there are cores; a bounded number waits and the rest is turned away. Not here: who may try
-//! again and when, and the formats of other systems' hashes.
+//! One verification takes some 20 ms of a core and 19 MiB, or what another system's hash asks for, so it
+//! runs on blocking threads, as many at once as there are cores; a bounded number waits and the rest is
+//! turned away. Not here: who may try again and when, and the formats of stored hashes (`hash`).
 
-use crate::store::UserRecord;
-use argon2::{
-    Algorithm, Argon2, Params, PasswordHasher, PasswordVerifier, Version,
-    password_hash::{self, phc::PasswordHash},
-};
+use super::hash::{Cost, OutOfMemory, StoredHash, UnusableHash, mix::Mix};
+use crate::{config::recipe::HashPolicy, store::UserRecord};
+use argon2::{Algorithm, Argon2, Params, PasswordHasher, Version, password_hash::phc::PasswordHash};
 use std::{error::Error, fmt, sync::Arc};
 use tokio::{sync::Semaphore, task};
 use zeroize::Zeroizing;
@@ -23,11 +21,7 @@ const QUEUE: usize = 64;
 
 /// Memory in KiB, passes and lanes of the hashes made here: OWASP's first choice for Argon2id.
 const OWN: (u32, u32, u32) = (19 * 1024, 2, 1);
-/// The most that a stored hash may ask for: a row must not be able to exhaust the machine.
-const MOST: (u32, u32, u32) = (256 * 1024, 10, 8);
-
-/// The hash that an unknown user's password is checked against: the parameters of [`OWN`], a salt and
-/// an output that no password is known for. A match would count for nothing anyway.
+/// What an unknown user's password is checked against while no user was seen: the parameters of [`OWN`].
 const DUMMY: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$cG9ydGN1bGxpcy1kdW1teQ$Tm8gcGFzc3dvcmQgaGFzaGVzIHRvIHRoaXMsIHByYXk";
 
@@ -112,29 +106,6 @@ pub enum Verdict {
     Unusable(UnusableHash),
 }
 
-/// Why a stored hash cannot be used.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum UnusableHash {
-    /// Not a PHC string with version, parameters, salt and output.
-    Malformed,
-    /// A PHC string of another algorithm than Argon2id version 19 (or 16).
-    Algorithm,
-    /// Parameters out of bounds: at most 256 MiB, 10 passes and 8 lanes, or too little memory.
-    Parameters,
-}
-
-impl fmt::Display for UnusableHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            UnusableHash::Malformed => "the password hash is not a complete PHC string",
-            UnusableHash::Algorithm => "the password hash is not Argon2id",
-            UnusableHash::Parameters => "the password hash asks for parameters that are out of bounds",
-        })
-    }
-}
-
-impl Error for UnusableHash {}
-
 /// Why no verdict was reached or no hash made.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum HashError {
@@ -155,41 +126,78 @@ impl fmt::Display for HashError {
 
 impl Error for HashError {}
 
-/// Checks that a hash from elsewhere is one that [`Hasher::verify`] takes.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn check_hash(hash: &str) -> Result<(), UnusableHash> {
-    StoredHash::parse(hash).map(drop)
-}
-
 /// Makes and checks hashes, within bounds that hold for the whole process. The clones share them.
 #[derive(Clone, Debug)]
 pub struct Hasher {
     /// Running or waiting.
     admitted: Arc<Semaphore>,
     running: Arc<Semaphore>,
+    policy: Arc<HashPolicy>,
+    mix: Arc<Mix>,
 }
 
 impl Hasher {
-    /// `cores` is how many hashes are computed at once, at least 1.
+    /// `cores` is how many hashes are computed at once, at least 1; `policy` says which weak ones are
+    /// believed.
     #[must_use]
-    pub fn new(cores: usize) -> Hasher {
+    pub fn new(cores: usize, policy: HashPolicy) -> Hasher {
         let cores = cores.clamp(1, 1024);
-        Hasher { admitted: Arc::new(Semaphore::new(cores + QUEUE)), running: Arc::new(Semaphore::new(cores)) }
+        Hasher {
+            admitted: Arc::new(Semaphore::new(cores + QUEUE)),
+            running: Arc::new(Semaphore::new(cores)),
+            policy: Arc::new(policy),
+            mix: Arc::new(Mix::new()),
+        }
     }
 
-    /// Whether `password` is the one of `user`, `None` being an unknown user.
+    /// Takes notice of what these users' hashes cost, so that unknown names cost the same from the first
+    /// attempt on. A user who tries to log in is noticed anyway.
+    pub fn learn(&self, users: &[UserRecord]) {
+        for user in users {
+            if let Ok(hash) = self.parse(user) {
+                self.mix.saw(&user.username, hash.cost());
+            }
+        }
+    }
+
+    /// Whether `password` is the one of `user`, who is the one named `name`; `None` is an unknown user.
     ///
-    /// An unknown or disabled user, an unusable hash and a password that is too long cost the same
-    /// time as a wrong password for a hash made here. (A hash that was imported with other parameters
-    /// takes its own time.)
+    /// A disabled user and a password that is too long cost the same time as a wrong password; an unknown
+    /// user and one with an unusable hash that of some user of the store (see [`Mix`]).
     ///
     /// # Errors
     /// `Busy` at once when the queue is full; nothing was computed.
-    pub async fn verify(&self, password: Password, user: Option<&UserRecord>) -> Result<Verdict, HashError> {
-        let stored = user.filter(|user| !user.disabled).map(|user| user.password_hash.clone());
-        self.run(move || verdict(&password, stored.as_deref())).await?
+    pub async fn verify(
+        &self,
+        password: Password,
+        name: &str,
+        user: Option<&UserRecord>,
+    ) -> Result<Verdict, HashError> {
+        let stored = user.map(|user| (self.parse(user), user.disabled));
+        if let (Some(user), Some((Ok(hash), _))) = (user, &stored) {
+            self.mix.saw(&user.username, hash.cost());
+        }
+        let otherwise = match stored {
+            Some((Ok(_), _)) => None,
+            _ => Some(self.mix.cost_of(name).map_or_else(own_cost, Ok)?),
+        };
+        self.run(move || verdict(&password, stored, otherwise)).await?
+    }
+
+    /// Whether the user's hash is weaker than those made here and `password`, which matched it, can be
+    /// hashed anew: only one that a user can be given, and that reads the same everywhere.
+    #[must_use]
+    pub fn wants_upgrade(&self, password: &Password, user: &UserRecord) -> bool {
+        let rules = MIN_PASSWORD_BYTES..=MAX_PASSWORD_BYTES;
+        self.parse(user).is_ok_and(|hash| {
+            !hash.is_argon2id_of_at_least(OWN.0, OWN.1)
+                && !hash.has_spellings(password.as_bytes())
+                && rules.contains(&password.as_bytes().len())
+        })
+    }
+
+    fn parse(&self, user: &UserRecord) -> Result<StoredHash, UnusableHash> {
+        StoredHash::parse(&user.password_hash, user.password_salt.as_deref(), &self.policy)
     }
 
     /// Hashes a password with a fresh salt; the result is a PHC string.
@@ -227,55 +235,41 @@ fn argon2(params: Params) -> Argon2<'static> {
     Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
 }
 
-/// A hash whose algorithm and cost have been checked.
-struct StoredHash(PasswordHash);
-
-impl StoredHash {
-    fn parse(text: &str) -> Result<StoredHash, UnusableHash> {
-        let hash = PasswordHash::new(text).map_err(|_| UnusableHash::Malformed)?;
-        if hash.algorithm.as_str() != "argon2id" || !matches!(hash.version, Some(16 | 19)) {
-            return Err(UnusableHash::Algorithm);
-        }
-        // Exactly these three, since the crate fills in a missing one and takes the last of two.
-        if hash.params.iter().count() != 3
-            || ["m", "t", "p"].iter().any(|name| hash.params.get(*name).is_none())
-        {
-            return Err(UnusableHash::Malformed);
-        }
-        let params = Params::try_from(&hash).map_err(|_| UnusableHash::Parameters)?;
-        if params.m_cost() > MOST.0 || params.t_cost() > MOST.1 || params.p_cost() > MOST.2 {
-            return Err(UnusableHash::Parameters);
-        }
-        // A shorter output would be found by chance.
-        match (&hash.salt, &hash.hash) {
-            (Some(_), Some(output)) if output.len() >= 16 => Ok(StoredHash(hash)),
-            _ => Err(UnusableHash::Malformed),
-        }
-    }
-}
-
-fn verdict(password: &Password, stored: Option<&str>) -> Result<Verdict, HashError> {
-    let (hash, otherwise) = match stored.map(StoredHash::parse) {
-        Some(Ok(hash)) => (hash, None),
-        Some(Err(why)) => (dummy()?, Some(Verdict::Unusable(why))),
-        None => (dummy()?, Some(Verdict::Differs)),
-    };
+fn verdict(
+    password: &Password,
+    stored: Option<(Result<StoredHash, UnusableHash>, bool)>,
+    otherwise: Option<Cost>,
+) -> Result<Verdict, HashError> {
     let bytes = password.as_bytes();
     let within = &bytes[..bytes.len().min(MAX_PASSWORD_BYTES)];
-    let equal = match argon2(Params::DEFAULT).verify_password(within, &hash.0) {
-        Ok(()) => true,
-        Err(password_hash::Error::PasswordInvalid) => false,
-        Err(_) => return Err(HashError::Failed),
-    };
-    Ok(match otherwise {
-        Some(verdict) => verdict,
-        None if equal && bytes.len() <= MAX_PASSWORD_BYTES => Verdict::Matches,
-        None => Verdict::Differs,
+    if let Some(cost) = otherwise {
+        cost.spend(within)?;
+    }
+    Ok(match stored {
+        Some((Ok(hash), disabled)) => {
+            let equal = hash.verify(within)?;
+            if equal && !disabled && bytes.len() <= MAX_PASSWORD_BYTES {
+                Verdict::Matches
+            } else {
+                Verdict::Differs
+            }
+        }
+        // Of a disabled user, nobody needs to hear about it.
+        Some((Err(why), false)) => Verdict::Unusable(why),
+        Some((Err(_), true)) | None => Verdict::Differs,
     })
 }
 
-fn dummy() -> Result<StoredHash, HashError> {
-    StoredHash::parse(DUMMY).map_err(|_| HashError::Failed)
+fn own_cost() -> Result<Cost, HashError> {
+    StoredHash::parse(DUMMY, None, &HashPolicy::default())
+        .map(|hash| hash.cost())
+        .map_err(|_| HashError::Failed)
+}
+
+impl From<OutOfMemory> for HashError {
+    fn from(_: OutOfMemory) -> HashError {
+        HashError::Failed
+    }
 }
 
 #[cfg(test)]
@@ -291,6 +285,7 @@ mod tests {
             id: 1,
             username: "vera".into(),
             password_hash,
+            password_salt: None,
             role: "Viewer".into(),
             name: None,
             email: None,
@@ -300,13 +295,17 @@ mod tests {
         }
     }
 
+    fn hasher() -> Hasher {
+        Hasher::new(1, HashPolicy::default())
+    }
+
     async fn hashed(text: &str) -> String {
-        Hasher::new(1).hash(NewPassword::parse(password(text)).unwrap()).await.unwrap()
+        hasher().hash(NewPassword::parse(password(text)).unwrap()).await.unwrap()
     }
 
     #[tokio::test]
     async fn only_the_users_own_password_matches_and_only_while_they_are_enabled() {
-        let hasher = Hasher::new(2);
+        let hasher = hasher();
         let vera = user(hashed("correct horse").await, false);
         let locked = UserRecord { disabled: true, ..vera.clone() };
         for (who, tried, is) in [
@@ -317,7 +316,7 @@ mod tests {
             (Some(&locked), "correct horse", Verdict::Differs),
             (None, "correct horse", Verdict::Differs),
         ] {
-            assert_eq!(hasher.verify(password(tried), who).await, Ok(is), "{tried}");
+            assert_eq!(hasher.verify(password(tried), "vera", who).await, Ok(is), "{tried}");
         }
     }
 
@@ -325,13 +324,13 @@ mod tests {
     async fn a_password_counts_to_its_last_byte_and_not_past_the_limit() {
         let longest = "ü".repeat(MAX_PASSWORD_BYTES / 2);
         let vera = user(hashed(&longest).await, false);
-        let hasher = Hasher::new(1);
-        assert_eq!(hasher.verify(password(&longest), Some(&vera)).await, Ok(Verdict::Matches));
+        let hasher = hasher();
+        assert_eq!(hasher.verify(password(&longest), "vera", Some(&vera)).await, Ok(Verdict::Matches));
         let cut = &longest[..MAX_PASSWORD_BYTES - 2];
-        assert_eq!(hasher.verify(password(cut), Some(&vera)).await, Ok(Verdict::Differs));
+        assert_eq!(hasher.verify(password(cut), "vera", Some(&vera)).await, Ok(Verdict::Differs));
         // Its first 1024 bytes are the password, and yet it is another one.
         let longer = format!("{longest}x");
-        assert_eq!(hasher.verify(password(&longer), Some(&vera)).await, Ok(Verdict::Differs));
+        assert_eq!(hasher.verify(password(&longer), "vera", Some(&vera)).await, Ok(Verdict::Differs));
     }
 
     #[test]
@@ -350,58 +349,62 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_dummy_costs_what_a_real_hash_costs() {
-        let real = StoredHash::parse(&hashed("correct horse").await).unwrap().0;
-        let dummy = dummy().unwrap().0;
-        assert_eq!(dummy.algorithm, real.algorithm);
-        assert_eq!(dummy.version, real.version);
-        assert_eq!(dummy.params, real.params);
-        assert_eq!(dummy.salt.map(|salt| salt.len()), real.salt.map(|salt| salt.len()));
-        assert_eq!(dummy.hash.map(|hash| hash.len()), real.hash.map(|hash| hash.len()));
+    async fn an_unknown_user_costs_what_a_hash_made_here_costs_until_others_are_seen() {
+        let policy = HashPolicy::default();
+        let own = StoredHash::parse(&hashed("correct horse").await, None, &policy).unwrap();
+        assert_eq!(own_cost().unwrap(), own.cost());
         assert_ne!(hashed("correct horse").await, hashed("correct horse").await);
+
+        let foreign = "$2y$04$gSrJGkU9bEFkXuWYZBlM3.NUTYnfvKoHe8K/2P6j1fOelh18aM9by";
+        let cost = StoredHash::parse(foreign, None, &policy).unwrap().cost();
+        let hasher = hasher();
+        assert_eq!(hasher.mix.cost_of("nobody"), None);
+        hasher.learn(&[user(foreign.into(), false), user("damaged".into(), false)]);
+        assert_eq!(hasher.mix.cost_of("nobody"), Some(cost.clone()));
+        // One who tries to log in is noticed, too, and only the hash they have now counts.
+        let upgraded = user(hashed("correct horse").await, false);
+        assert_eq!(hasher.verify(password("x"), "vera", Some(&upgraded)).await, Ok(Verdict::Differs));
+        assert_eq!(hasher.mix.cost_of("nobody"), Some(own.cost()));
     }
 
     #[tokio::test]
     async fn a_stored_hash_that_is_damaged_or_too_costly_is_never_computed_and_never_matches() {
-        let salt_and_output = DUMMY.rsplit_once("p=1$").unwrap().1;
-        let hash = |head: &str| format!("${head}${salt_and_output}");
-        for (hash, is) in [
-            (hash("argon2id$v=19$m=262144,t=10,p=8"), Ok(())),
-            (hash("argon2id$v=16$m=64,t=1,p=1"), Ok(())),
-            (hash("argon2id$v=19$m=262145,t=1,p=1"), Err(UnusableHash::Parameters)),
-            (hash("argon2id$v=19$m=19456,t=11,p=1"), Err(UnusableHash::Parameters)),
-            (hash("argon2id$v=19$m=19456,t=2,p=9"), Err(UnusableHash::Parameters)),
-            (hash("argon2id$v=19$m=4294967295,t=4294967295,p=4294967295"), Err(UnusableHash::Parameters)),
-            (hash("argon2id$v=19$m=8,t=1,p=2"), Err(UnusableHash::Parameters)),
-            (hash("argon2id$v=19$m=19456,t=0,p=1"), Err(UnusableHash::Parameters)),
-            (hash("argon2id$v=19$m=19456,t=2"), Err(UnusableHash::Malformed)),
-            (hash("argon2id$v=19$m=99999999999,t=2,p=1"), Err(UnusableHash::Parameters)),
-            (hash("argon2id$v=19$m=64,t=2,p=1,m=9999999"), Err(UnusableHash::Malformed)),
-            (hash("argon2id$v=19$m=64,t=2,t=3"), Err(UnusableHash::Malformed)),
-            (hash("argon2id$m=19456,t=2,p=1"), Err(UnusableHash::Algorithm)),
-            (hash("argon2i$v=19$m=19456,t=2,p=1"), Err(UnusableHash::Algorithm)),
-            (hash("scrypt$v=19$ln=14,r=8,p=1"), Err(UnusableHash::Algorithm)),
-            ("$argon2id$v=19$m=64,t=1,p=1$c2FsdHNhbHRzYWx0".into(), Err(UnusableHash::Malformed)),
-            (
-                "$argon2id$v=19$m=64,t=1,p=1$c2FsdHNhbHRzYWx0$c2hvcnRoYXNoMTA".into(),
-                Err(UnusableHash::Malformed),
-            ),
-            ("$2y$10$abcdefghijklmnopqrstuv".into(), Err(UnusableHash::Malformed)),
-            ("correct horse".into(), Err(UnusableHash::Malformed)),
-            (String::new(), Err(UnusableHash::Malformed)),
+        for hash in [
+            "$argon2id$v=19$m=4294967295,t=4294967295,p=4294967295$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA",
+            "",
         ] {
-            assert_eq!(check_hash(&hash), is, "{hash}");
-            if let Err(why) = is {
-                let vera = user(hash, false);
-                let verdict = Hasher::new(1).verify(password("correct horse"), Some(&vera)).await;
-                assert_eq!(verdict, Ok(Verdict::Unusable(why)));
+            let why = StoredHash::parse(hash, None, &HashPolicy::default()).unwrap_err();
+            for (disabled, is) in [(false, Verdict::Unusable(why)), (true, Verdict::Differs)] {
+                let vera = user(hash.into(), disabled);
+                assert_eq!(hasher().verify(password("correct horse"), "vera", Some(&vera)).await, Ok(is));
             }
         }
     }
 
     #[tokio::test]
+    async fn a_hash_that_is_weaker_than_those_made_here_is_to_be_upgraded() {
+        let salt = "c2FsdHNhbHRzYWx0$Tm8gcGFzc3dvcmQgaGFzaGVzIHRvIHRoaXMsIHByYXk";
+        let bcrypt = "$2y$04$gSrJGkU9bEFkXuWYZBlM3.NUTYnfvKoHe8K/2P6j1fOelh18aM9by";
+        let wordpress = "$P$BA6dFhaO2UUZKTCSYSMGBpD9VSNDmy0";
+        for (hash, tried, is) in [
+            (hashed("correct horse").await, "correct horse", false),
+            (format!("$argon2id$v=19$m=65536,t=4,p=1${salt}"), "correct horse", false),
+            (format!("$argon2id$v=19$m=8192,t=4,p=1${salt}"), "correct horse", true),
+            (format!("$argon2i$v=19$m=65536,t=4,p=1${salt}"), "correct horse", true),
+            (bcrypt.into(), "correct horse", true),
+            (wordpress.into(), "correct horse", true),
+            // WordPress takes this one with and without its blank, Argon2id would not.
+            (wordpress.into(), "correct horse ", false),
+            (bcrypt.into(), "short", false),
+            ("damaged".into(), "correct horse", false),
+        ] {
+            assert_eq!(hasher().wants_upgrade(&password(tried), &user(hash.clone(), false)), is, "{hash}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_full_queue_turns_away_and_recovers() {
-        let hasher = Hasher::new(1);
+        let hasher = hasher();
         let (release, gate) = std::sync::mpsc::channel::<()>();
         let holding = hasher.clone();
         let holder = tokio::spawn(async move { holding.run(move || gate.recv()).await });
@@ -413,7 +416,7 @@ mod tests {
         while hasher.admitted.available_permits() > 0 {
             task::yield_now().await;
         }
-        assert_eq!(hasher.verify(password("correct horse"), None).await, Err(HashError::Busy));
+        assert_eq!(hasher.verify(password("correct horse"), "vera", None).await, Err(HashError::Busy));
 
         // One that stops waiting makes room.
         waiting.pop().unwrap().abort();
@@ -422,7 +425,7 @@ mod tests {
         }
         release.send(()).unwrap();
         holder.await.unwrap().unwrap().unwrap();
-        assert_eq!(hasher.verify(password("correct horse"), None).await, Ok(Verdict::Differs));
+        assert_eq!(hasher.verify(password("correct horse"), "vera", None).await, Ok(Verdict::Differs));
         for waited in waiting {
             assert_eq!(waited.await.unwrap(), Ok(()));
         }

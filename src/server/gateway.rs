@@ -456,7 +456,7 @@ impl Fixed {
             (self.listen != other.listen, "listen"),
             (self.admin != other.admin, "admin"),
             (self.workers != other.workers, "workers"),
-            (self.users != other.users, "users"),
+            (self.users != other.users || self.hashes != other.hashes, "users"),
             (self.log_format != other.log_format, "log.format"),
         ] {
             if differs {

@@ -70,7 +70,8 @@ pub fn run(
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let users = SqliteUsers::open(&snapshot.fixed.users).await.map_err(|error| error.to_string())?;
         let users = Arc::new(users);
-        let login = Login::new(users.clone(), cores);
+        let login = Login::new(users.clone(), cores, snapshot.fixed.hashes.clone());
+        login.prepare().await;
         let gateway = Gateway::new(snapshot, loader, login, lines, log_format, level);
         let outcome = serve(gateway, cores, ready).await;
         users.close().await;

@@ -34,7 +34,7 @@ pub trait Users: Send + Sync {
     /// Adds a user and answers the record with its new id. `Duplicate` when the name is taken.
     fn add(&self, user: NewUser) -> StoreFuture<'_, UserRecord>;
 
-    /// Replaces a user's password hash by another PHC string.
+    /// Replaces a user's password hash by a PHC string of Argon2id; a salt of its own column goes.
     fn set_password<'a>(&'a self, username: &'a str, password_hash: &'a str) -> StoreFuture<'a, ()>;
 
     /// Gives a user another role. That it is a configured one is the caller's to check.
@@ -51,6 +51,22 @@ pub trait Users: Send + Sync {
 
     /// Whether the store answers at all: one cheap read.
     fn ping(&self) -> StoreFuture<'_, ()>;
+
+    /// Up to `most` users, any of them: what their hashes cost to check, an unknown user's name is made to
+    /// cost. A store that can only look names up answers with an example of what its system writes, or
+    /// with nobody, and is learnt from login to login.
+    fn sample(&self, most: u32) -> StoreFuture<'_, Vec<UserRecord>>;
+
+    /// Whether the hashes are the gateway's own to replace by better ones. Never those of a CMS.
+    fn is_own(&self) -> bool {
+        false
+    }
+
+    /// Replaces a hash by a stronger one of the same password, if it is still `from`; else nothing is
+    /// changed. Not a change of the password: what such a change ends, this does not.
+    fn upgrade_hash<'a>(&'a self, _username: &'a str, _from: &'a str, _to: &'a str) -> StoreFuture<'a, ()> {
+        Box::pin(async { Err(StoreError::ReadOnly) })
+    }
 }
 
 /// A user as the store has it.
@@ -60,8 +76,11 @@ pub struct UserRecord {
     pub id: i64,
     /// As it was written when the user was added, which need not be as it was typed at login.
     pub username: String,
-    /// A PHC string. Secret: it is in no log, no error and no `Debug` output.
+    /// In one of the formats of `docs/password-hashes.md`. Secret: it is in no log, no error and no
+    /// `Debug` output.
     pub password_hash: String,
+    /// The salt, for the formats that have it in a column of its own; the others ignore it.
+    pub password_salt: Option<String>,
     /// A role's name; it need not be configured any longer.
     pub role: String,
     /// The name for people to read.
@@ -92,8 +111,10 @@ impl fmt::Debug for UserRecord {
 pub struct NewUser {
     /// The name, already in the form in which it is stored.
     pub username: Username,
-    /// A PHC string.
+    /// As in [`UserRecord`].
     pub password_hash: String,
+    /// As in [`UserRecord`].
+    pub password_salt: Option<String>,
     /// A role's name.
     pub role: String,
     /// The name for people to read.
@@ -341,6 +362,7 @@ mod tests {
         let user = NewUser {
             username: Username::parse("vera").unwrap(),
             password_hash: "$argon2id$secret".into(),
+            password_salt: Some("secret".into()),
             role: "Viewer".into(),
             name: None,
             email: None,
@@ -351,6 +373,7 @@ mod tests {
             id: 1,
             username: "vera".into(),
             password_hash: "$argon2id$secret".into(),
+            password_salt: Some("secret".into()),
             role: "Viewer".into(),
             name: None,
             email: None,

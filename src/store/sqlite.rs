@@ -28,8 +28,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const CONNECTIONS: u32 = 4;
 
 /// (version, what it does, its SQL); once released, none may change.
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "users", include_str!("../../migrations/sqlite/0001_users.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "users", include_str!("../../migrations/sqlite/0001_users.sql")),
+    (4, "salts", include_str!("../../migrations/sqlite/0004_salts.sql")),
+];
 
 /// An open user database. Cheap to clone; the clones share their connections.
 #[derive(Clone, Debug)]
@@ -136,7 +138,8 @@ impl Users for SqliteUsers {
     fn set_password<'a>(&'a self, username: &'a str, password_hash: &'a str) -> StoreFuture<'a, ()> {
         Box::pin(async move {
             let query = sqlx::query(
-                "UPDATE users SET password_hash = ?, changed_at = unixepoch() WHERE username = ?",
+                "UPDATE users SET password_hash = ?, password_salt = NULL, changed_at = unixepoch()
+                 WHERE username = ?",
             )
             .bind(password_hash)
             .bind(stored_form(username));
@@ -197,15 +200,47 @@ impl Users for SqliteUsers {
             Ok(())
         })
     }
+
+    fn sample(&self, most: u32) -> StoreFuture<'_, Vec<UserRecord>> {
+        Box::pin(async move {
+            sqlx::query("SELECT * FROM users ORDER BY id DESC LIMIT ?")
+                .bind(most)
+                .try_map(record)
+                .fetch_all(&self.pool)
+                .await
+                .map_err(|error| self.failed(error))
+        })
+    }
+
+    fn is_own(&self) -> bool {
+        true
+    }
+
+    fn upgrade_hash<'a>(&'a self, username: &'a str, from: &'a str, to: &'a str) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            sqlx::query(
+                "UPDATE users SET password_hash = ?, password_salt = NULL
+                 WHERE username = ? AND password_hash = ?",
+            )
+            .bind(to)
+            .bind(stored_form(username))
+            .bind(from)
+            .execute(&self.pool)
+            .await
+            .map_err(|error| self.failed(error))?;
+            Ok(())
+        })
+    }
 }
 
 fn insert(user: &NewUser) -> sqlx::query::Query<'_, sqlx::Sqlite, sqlx::sqlite::SqliteArguments> {
     sqlx::query(
-        "INSERT INTO users (username, password_hash, role, name, email, disabled)
-         VALUES (?, ?, ?, ?, ?, ?) RETURNING *",
+        "INSERT INTO users (username, password_hash, password_salt, role, name, email, disabled)
+         VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING *",
     )
     .bind(user.username.as_str())
     .bind(user.password_hash.as_str())
+    .bind(user.password_salt.as_deref())
     .bind(user.role.as_str())
     .bind(user.name.as_deref())
     .bind(user.email.as_deref())
@@ -217,6 +252,7 @@ fn record(row: SqliteRow) -> Result<UserRecord, sqlx::Error> {
         id: row.try_get("id")?,
         username: row.try_get("username")?,
         password_hash: row.try_get("password_hash")?,
+        password_salt: row.try_get("password_salt")?,
         role: row.try_get("role")?,
         name: row.try_get("name")?,
         email: row.try_get("email")?,
@@ -379,6 +415,7 @@ mod tests {
         NewUser {
             username: Username::parse(name).unwrap(),
             password_hash: format!("hash of {name}"),
+            password_salt: None,
             role: "Viewer".into(),
             name: Some("Vera Viewer".into()),
             email: None,

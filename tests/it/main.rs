@@ -6,6 +6,7 @@ mod docs;
 mod forwarding;
 mod golden;
 mod harness;
+mod hashes;
 mod hygiene;
 mod identity;
 mod keys;
