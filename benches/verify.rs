@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use portcullis::token::{
-    Algorithm, Issuer, IssuerKind, Signer, SigningKey, Subject, TokenCache, Verifier, generate_pkcs8_pem,
+    Algorithm, Issuer, IssuerKind, Session, Signer, SigningKey, Subject, TokenCache, Verifier,
+    generate_pkcs8_pem,
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -33,7 +34,8 @@ fn verify(criterion: &mut Criterion) {
         };
         let roles = ["Viewer", "Editor", "SuperAdmin"].map(str::to_owned).to_vec();
         let verifier = Verifier::new(vec![issuer], 0, 8192, roles);
-        let signer = Signer::new(key, "portcullis", "portcullis", Duration::from_secs(3600));
+        let signer = Signer::new(key, "portcullis", "portcullis");
+        let session = |seconds| Session::begin(NOW, Duration::from_secs(seconds), 0);
         let subject = Subject {
             id: "42",
             username: "vera",
@@ -41,7 +43,7 @@ fn verify(criterion: &mut Criterion) {
             name: Some("Vera Example"),
             email: Some("vera@example.com"),
         };
-        let token = signer.issue(&subject, NOW).expect("the subject is fit").token;
+        let token = signer.issue(&subject, &session(3600)).expect("the subject is fit").token;
 
         criterion.bench_function(&format!("cold/{algorithm}"), |bench| {
             bench.iter(|| verifier.verify(black_box(&token), NOW).expect("the token is genuine"));
@@ -49,7 +51,7 @@ fn verify(criterion: &mut Criterion) {
 
         let mut cache = TokenCache::new(10_000, 16 << 20, 0);
         for n in 0..10_000 {
-            let other = signer.issue_for(&subject, NOW, Duration::from_secs(60 + n % 100));
+            let other = signer.issue(&subject, &session(60 + n % 100));
             if n < 500 || algorithm.is_symmetric() {
                 let other = other.expect("the subject is fit");
                 let claims = verifier.verify(&other.token, NOW).expect("the token is genuine");

@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use crate::observe::audit::Trigger;
 use crate::server::handler::unix_now;
 use crate::server::{Gateway, Stage};
+use crate::store::StoreFuture;
 
 /// For a request's head: these clients are ours.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -56,7 +57,8 @@ async fn answer(
     match (request.uri().path(), reads) {
         ("/livez", true) => text(StatusCode::OK, "alive\n"),
         ("/readyz", true) => match gateway.stage() {
-            Stage::Ready => text(StatusCode::OK, "ready\n"),
+            Stage::Ready if gateway.is_ready() => text(StatusCode::OK, "ready\n"),
+            Stage::Ready => text(StatusCode::SERVICE_UNAVAILABLE, "revocations are not loaded\n"),
             Stage::Starting => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
             Stage::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
         },
@@ -83,10 +85,10 @@ async fn status(gateway: &Gateway) -> Response<Full<Bytes>> {
     let active = gateway.current();
     let snapshot = &active.snapshot;
     let load = gateway.last_load();
-    let users = match tokio::time::timeout(Duration::from_secs(2), gateway.login.users().ping()).await {
-        Ok(Ok(())) => json!("ok"),
-        Ok(Err(error)) => json!(error.to_string()),
-        Err(_) => json!("does not answer"),
+    let users = health(gateway.login.users().ping()).await;
+    let sessions = match gateway.sessions.store() {
+        Some(store) => health(store.changes(0, 1)).await,
+        None => json!("not open yet"),
     };
     let now = unix_now();
     let ring = &snapshot.keys.ring;
@@ -111,13 +113,23 @@ async fn status(gateway: &Gateway) -> Response<Full<Bytes>> {
             "last_load": { "at": load.at, "error": load.error },
         },
         "keys": { "published": kids, "signing": signing, "remote": trusted },
-        "stores": { "users": users },
+        "stores": { "users": users, "sessions": sessions },
+        "revocations": gateway.sessions.len(),
         "upstreams": [{ "address": snapshot.upstream.address }],
         "connections": gateway.metrics.connections.get(),
     });
     let mut response = text(StatusCode::OK, &format!("{body:#}\n"));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+/// `ok`, or what a store says to a question.
+async fn health<T>(question: StoreFuture<'_, T>) -> serde_json::Value {
+    match tokio::time::timeout(Duration::from_secs(2), question).await {
+        Ok(Ok(_)) => json!("ok"),
+        Ok(Err(error)) => json!(error.to_string()),
+        Err(_) => json!("does not answer"),
+    }
 }
 
 fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {

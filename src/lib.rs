@@ -9,12 +9,12 @@
 //! the contract: [`wire::headers`] removes what only the gateway may say, [`wire::client`] says who is
 //! asking, [`policy`] works out every way in which an upstream could read the target and what the
 //! strictest of them requires, [`wire::credentials`] finds the token, a cache of verified tokens or
-//! [`token::verify`](token) says whose it is, the policy decides, and [`proxy`] sends the request on,
+//! [`token::verify`](token) says whose it is, [`token::revoked`] whether it is over, the policy decides, and [`proxy`] sends the request on,
 //! with the permit that only a decision can make. What the gateway answers itself is made by
 //! [`wire::answer`]. Nothing on this way touches a disk, a database or a lock shared by all threads.
 //!
 //! A login takes the way through [`login`]: a body, a user of the [`store`], a password checked off the
-//! request threads, a token signed. A reload goes through [`config`]: text, tree, raw values, snapshot,
+//! request threads, a token signed; how it ends before its time is in [`login::session`]. A reload goes through [`config`]: text, tree, raw values, snapshot,
 //! and one pointer swapped, or every problem of the file told and the old one kept.
 //!
 //! # The modules

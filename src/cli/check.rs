@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{CliError, in_runtime, now, open_users, printed};
+use super::{CliError, in_runtime, now, open_sessions, open_users, printed};
 use crate::config::reload::{LoadError, Loader};
 use crate::config::snapshot::{Built, Snapshot, Surroundings};
 use crate::server::trust;
@@ -72,6 +72,19 @@ async fn try_network(snapshot: &Snapshot, out: &mut dyn Write) -> Result<bool, C
         tell(format!("users in {}", users.display()), opened.map(drop).map_err(|error| error.message))?;
     } else {
         tell(format!("users: {} will be made at the first start", users.display()), Ok(()))?;
+    }
+    let sessions = &snapshot.fixed.sessions;
+    if sessions != users {
+        if sessions.exists() {
+            let opened = open_sessions(snapshot).await;
+            if let Ok(sessions) = &opened {
+                sessions.close().await;
+            }
+            let what = format!("sessions in {}", sessions.display());
+            tell(what, opened.map(drop).map_err(|error| error.message))?;
+        } else {
+            tell(format!("sessions: {} will be made at the first start", sessions.display()), Ok(()))?;
+        }
     }
     let address = &snapshot.upstream.address;
     let connected = match timeout(TIMEOUT, TcpStream::connect(address.as_str())).await {

@@ -65,6 +65,8 @@ pub fn run(explain: &Explain, snapshot: &Snapshot, out: &mut dyn Write) -> Resul
             }
             Because::NoRule => ("no rule".to_owned(), String::new()),
             Because::Own(Endpoint::Login) => ("the login path".to_owned(), String::new()),
+            Because::Own(Endpoint::Logout) => ("the logout path".to_owned(), String::new()),
+            Because::Own(Endpoint::Rotate) => ("the rotation path".to_owned(), String::new()),
             Because::Own(Endpoint::Jwks) => ("the public keys".to_owned(), String::new()),
         };
         let case = if reading.case_folded { "ignored" } else { "as sent" };

@@ -24,7 +24,9 @@ use crate::observe::audit::{Audit, Event, Reason};
 use crate::observe::outbox;
 use crate::server::surroundings_at_start;
 use crate::store::StoreError;
+use crate::store::sessions::EndingTokens;
 use crate::store::sqlite::SqliteUsers;
+use crate::store::sqlite::sessions::SqliteSessions;
 
 /// An authentication gateway in front of a legacy CMS.
 #[derive(Debug, Parser)]
@@ -68,7 +70,7 @@ enum Command {
     /// Manage the users of the local store
     #[command(subcommand)]
     User(user::UserCommand),
-    /// Make and look into tokens
+    /// Make, look into and revoke tokens
     #[command(subcommand)]
     Token(token::TokenCommand),
     /// Look after the keys that tokens are signed with
@@ -139,8 +141,11 @@ fn run(arguments: Arguments) -> Result<ExitCode, CliError> {
             let hashes = snapshot.fixed.hashes.clone();
             in_runtime(async {
                 let users = open_users(&snapshot).await?;
-                let outcome = user::run(command, &users, &roles, &hashes, &mut out).await;
+                let sessions = open_sessions(&snapshot).await?;
+                let ending = EndingTokens::new(users.clone(), Box::new(sessions.clone()));
+                let outcome = user::run(command, &ending, &roles, &hashes, &mut out).await;
                 users.close().await;
+                sessions.close().await;
                 outcome
             })??;
             let reason = change.map(Reason::UserChange);
@@ -181,6 +186,10 @@ fn invalid(error: LoadError) -> CliError {
 
 async fn open_users(snapshot: &Snapshot) -> Result<SqliteUsers, CliError> {
     Ok(SqliteUsers::open(&snapshot.fixed.users).await?)
+}
+
+async fn open_sessions(snapshot: &Snapshot) -> Result<SqliteSessions, CliError> {
+    Ok(SqliteSessions::open(&snapshot.fixed.sessions).await?)
 }
 
 /// Has the gateway log what was done. That it cannot be is no reason to call a thing undone that is done.

@@ -1,20 +1,23 @@
-//! `portcullis token`: mint a token for a user, or look into one.
+//! `portcullis token`: mint a token for a user, look into one, or end some.
 
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{CliError, audit, in_runtime, load, now, open_users, printed};
+use super::{CliError, audit, in_runtime, load, now, open_sessions, open_users, printed};
 use crate::config::reload::Loader;
 use crate::config::snapshot::{Snapshot, Surroundings};
+use crate::login::session::end_session;
 use crate::login::subject_of;
 use crate::observe::audit::{Audit, Event};
 use crate::server::surroundings_at_start;
 use crate::store::Users;
-use crate::token::{TokenError, decode_without_verifying};
+use crate::store::sessions::{Sessions, end_user, find_with_generation, last_expiry, local_subject};
+use crate::token::revoked::Key;
+use crate::token::{Session, TokenError, decode_without_verifying};
 
 /// What can be done with tokens.
 #[derive(Debug, Subcommand)]
@@ -40,6 +43,29 @@ pub enum TokenCommand {
         #[arg(long)]
         json: bool,
     },
+    /// End tokens before their time; a running gateway refuses them within a second
+    #[command(after_help = "Examples:\n  pbpaste | portcullis token revoke -\n  \
+        portcullis token revoke --user vera\n  \
+        portcullis token revoke --user auth0|5f7 --issuer https://idp.example.org/")]
+    Revoke(Revoke),
+}
+
+/// What to end: exactly one of these.
+#[derive(Args, Debug)]
+pub struct Revoke {
+    /// The token, or `-` for standard input: it and what it was rotated into, its whole login
+    #[arg(required_unless_present_any = ["jti", "user"], conflicts_with_all = ["jti", "user", "issuer"])]
+    token: Option<String>,
+    /// The one token with this id, its claim `jti`
+    #[arg(long, value_name = "ID", conflicts_with = "user")]
+    jti: Option<String>,
+    /// All tokens of this user that were issued until now
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// The trusted issuer that the id or the user is one of: then the user is named by the id that the
+    /// CMS is told, with its prefix
+    #[arg(long, value_name = "ISS")]
+    issuer: Option<String>,
 }
 
 /// Runs one of the commands.
@@ -58,6 +84,15 @@ pub fn run(command: TokenCommand, loader: &Loader, out: &mut dyn Write) -> Resul
             let (snapshot, _) = load(loader, &Surroundings::default())?;
             inspect(&snapshot, &read_token(token)?, json, out)
         }
+        TokenCommand::Revoke(revoke) => {
+            let (snapshot, _) = load(loader, &Surroundings::default())?;
+            let revoked = in_runtime(self::revoke(&snapshot, revoke))??;
+            let Some(Revoked { told, user }) = revoked else {
+                return printed(writeln!(out, "the token has expired already"));
+            };
+            audit(&snapshot, &Audit { user: user.as_deref(), ..Audit::of(Event::Revocation) });
+            printed(writeln!(out, "{told}"))
+        }
     }
 }
 
@@ -67,17 +102,89 @@ async fn issue(snapshot: &Snapshot, username: &str, ttl: Option<&str>) -> Result
         Some(text) => parse_ttl(text, snapshot.ttl)?,
     };
     let users = open_users(snapshot).await?;
-    let user = users.find(username).await;
+    let sessions = open_sessions(snapshot).await?;
+    let found = find_with_generation(&users, username, async |user| sessions.generation(user).await).await;
     users.close().await;
-    let user = user?.ok_or_else(|| CliError::failed(format!("there is no user '{username}'")))?;
+    sessions.close().await;
+    let (user, generation) =
+        found?.ok_or_else(|| CliError::failed(format!("there is no user '{username}'")))?;
     if user.disabled {
         return Err(CliError::failed(format!("the user '{username}' is disabled")));
     }
     let signer = snapshot.keys.signer(now()).ok_or_else(|| CliError::failed("there is no signing key"))?;
     let issued = signer
-        .issue_for(&subject_of(&user, &user.id.to_string()), now(), ttl)
+        .issue(&subject_of(&user, &user.id.to_string()), &Session::begin(now(), ttl, generation))
         .map_err(|error| CliError::failed(format!("cannot make a token: {error}")))?;
     Ok(issued.token)
+}
+
+/// What was ended.
+struct Revoked {
+    /// A sentence.
+    told: String,
+    /// Whose it was, where that is known.
+    user: Option<String>,
+}
+
+/// Ends what is to be ended and says what that was; nothing, where it is over by itself.
+async fn revoke(snapshot: &Snapshot, revoke: Revoke) -> Result<Option<Revoked>, CliError> {
+    if let Some(issuer) = &revoke.issuer
+        && !snapshot.verifier.trusts(issuer)
+    {
+        return Err(CliError::usage(format!("--issuer: '{issuer}' is not one of 'tokens.trust'")));
+    }
+    let sessions = open_sessions(snapshot).await?;
+    let revoked = revoke_in(snapshot, &sessions, revoke).await;
+    sessions.close().await;
+    revoked
+}
+
+async fn revoke_in(
+    snapshot: &Snapshot,
+    sessions: &dyn Sessions,
+    revoke: Revoke,
+) -> Result<Option<Revoked>, CliError> {
+    let issuer = revoke.issuer.as_deref();
+    if let Some(jti) = revoke.jti {
+        let key = Key::token(issuer.unwrap_or_default(), &jti);
+        // How long the token would last is not known.
+        sessions.end_token(key, last_expiry(issuer.is_none(), now())).await?;
+        let told = format!("the token '{}' is revoked", jti.escape_debug());
+        return Ok(Some(Revoked { told, user: None }));
+    }
+    if let Some(name) = revoke.user {
+        let (subject, name) = match issuer {
+            Some(issuer) => (Key::subject(issuer, &name), name),
+            None => {
+                let users = open_users(snapshot).await?;
+                let user = users.find(&name).await;
+                users.close().await;
+                let user = user?.ok_or_else(|| {
+                    CliError::failed(format!(
+                        "there is no user '{}'; the tokens of a removed one were ended with it",
+                        name.escape_debug()
+                    ))
+                })?;
+                (local_subject(user.id), user.username)
+            }
+        };
+        let told = format!("all tokens of '{}' are revoked", name.escape_debug());
+        end_user(sessions, subject, issuer.is_none(), now()).await?;
+        return Ok(Some(Revoked { told, user: Some(name) }));
+    }
+    let token = read_token(revoke.token.unwrap_or_default())?;
+    let claims = match snapshot.verifier.verify(&token, now()) {
+        Ok(claims) => claims,
+        Err(TokenError::Expired) => return Ok(None),
+        Err(TokenError::Invalid(why)) => {
+            return Err(CliError::failed(format!(
+                "no gateway takes this token, so there is nothing to revoke: {why}"
+            )));
+        }
+    };
+    let user = claims.username.as_ref().unwrap_or(&claims.subject).clone();
+    end_session(sessions, &claims).await?;
+    Ok(Some(Revoked { told: "the token is revoked".to_owned(), user: Some(user) }))
 }
 
 fn parse_ttl(text: &str, most: Duration) -> Result<Duration, CliError> {

@@ -142,6 +142,10 @@ pub enum Problem {
     AlgorithmAndSource { algorithm: String, source: &'static str },
     /// `shutdown.drain` reaches past `shutdown.timeout`.
     DrainPastTimeout,
+    /// Two of the gateway's own endpoints have one path.
+    SamePath { path: String },
+    /// A session that may be rotated ends before its first token does.
+    SessionShorterThanToken,
     /// A role that `roles` does not list.
     UnknownRole { name: String, nearest: Option<String> },
     /// A `path` that is no pattern.
@@ -427,6 +431,13 @@ impl fmt::Display for Problem {
                 rule.map_or(Ok(()), |rule| write!(f, " by the rule in line {}", rule.line))
             }
             Problem::Keys { what } | Problem::TrustedKeys { what } => f.write_str(what),
+            Problem::SamePath { path } => write!(
+                f,
+                "'{path}' is the path of two endpoints: 'login.path', 'login.logout' and 'login.rotate' must differ"
+            ),
+            Problem::SessionShorterThanToken => f.write_str(
+                "'tokens.max_session' is shorter than 'tokens.ttl': a rotated token would end before the one it replaces",
+            ),
             Problem::DrainPastTimeout => f.write_str(
                 "'shutdown.drain' reaches past 'shutdown.timeout', and both count from the signal to stop",
             ),

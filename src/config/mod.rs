@@ -265,7 +265,7 @@ log: { format: json, level: debug, access: false }
             ("rules: [{ path: /a }]", "3:9: the key 'allow' is missing in 'rules'"),
             (
                 "tls: { cert: a, key: b }",
-                "3:1: unknown key 'tls'; known here: listen, admin, workers, state, trusted_proxies, upstream, roles, rules, expect, paths, identity, tokens, login, errors, users, cors_preflight, limits, shutdown, log",
+                "3:1: unknown key 'tls'; known here: listen, admin, workers, state, trusted_proxies, upstream, roles, rules, expect, paths, identity, tokens, login, errors, users, sessions, cors_preflight, limits, shutdown, log",
             ),
             // Kinds.
             ("rules: {}", "3:8: 'rules' must be a list, not a mapping"),
@@ -389,6 +389,18 @@ log: { format: json, level: debug, access: false }
             (
                 "users: postgres://db/users",
                 "3:8: 'users': 'postgres://db/users' is not a user store: write sqlite:FILE, such as sqlite:portcullis.db",
+            ),
+            (
+                "sessions: redis",
+                "3:11: 'sessions': 'redis' is not a session store: write sqlite:FILE, such as sqlite:portcullis.db",
+            ),
+            (
+                "login: { path: /auth/Logout }",
+                "3:16: '/auth/logout' is the path of two endpoints: 'login.path', 'login.logout' and 'login.rotate' must differ",
+            ),
+            (
+                "tokens: { ttl: 8d }\nlogin: { rotate: /auth/rotate }",
+                "3:16: 'tokens.max_session' is shorter than 'tokens.ttl': a rotated token would end before the one it replaces",
             ),
             ("tokens: { keys: { secret: '' } }", "3:27: 'tokens.keys.secret': this secret must not be empty"),
             // Values that contradict one another.

@@ -19,9 +19,10 @@ use super::recipe::Recipe;
 use super::template::{ERROR_VARIABLES, LOGIN_VARIABLES, Template};
 use super::value::{
     self, Address, Cidr, Duration, ExpectedRequest, Extension, HeaderName, HeaderValue, JwksSource, Method,
-    Name, Origin, OwnPath, PublicKey, RoleName, Secret, Size, UpstreamUrl, UserStore, Value,
+    Name, Origin, OwnPath, PublicKey, RoleName, Secret, SessionStore, Size, UpstreamUrl, UserStore, Value,
 };
 pub use crate::token::Algorithm;
+use crate::token::revoked::{MOST_LEEWAY, MOST_TTL};
 
 const SECOND: u64 = 1_000;
 const MINUTE: u64 = 60 * SECOND;
@@ -70,6 +71,8 @@ pub struct Raw {
     #[serde(deserialize_with = "users")]
     #[schemars(with = "UsersForm", extend("default" = "sqlite:portcullis.db"))]
     pub users: UserSettings,
+    /// Where logouts and other revocations are kept: `sqlite:FILE`, in `state`; it may be the users' file.
+    pub sessions: At<SessionStore>,
     /// What happens to a browser's CORS preflight.
     pub cors_preflight: Preflight,
     /// The most that one client, or all together, may ask for.
@@ -98,6 +101,7 @@ impl Default for Raw {
             login: OrFalse(Some(Login::default())),
             errors: Errors::default(),
             users: UserSettings::of(portcullis_db()),
+            sessions: at("sqlite:portcullis.db"),
             cors_preflight: Preflight::default(),
             limits: Limits::default(),
             shutdown: Shutdown::default(),
@@ -481,9 +485,11 @@ pub struct Tokens {
     /// The claim `aud`.
     pub audience: At<Name>,
     /// How long a token is valid.
-    pub ttl: At<Duration<{ SECOND }, { 366 * DAY }>>,
+    pub ttl: At<Duration<{ SECOND }, { MOST_TTL * SECOND }>>,
+    /// How long after a login its token can be rotated.
+    pub max_session: At<Duration<{ SECOND }, { 3660 * DAY }>>,
     /// How long past its expiry a token is still believed, for clocks that differ.
-    pub leeway: At<Duration<0, { 5 * MINUTE }>>,
+    pub leeway: At<Duration<0, { MOST_LEEWAY * SECOND }>>,
     /// What new tokens are signed with.
     pub algorithm: At<Algorithm>,
     /// The folder of the keys, in `state`; or a secret, for HS256, HS384 and HS512.
@@ -501,6 +507,7 @@ impl Default for Tokens {
             issuer: at("portcullis"),
             audience: at("portcullis"),
             ttl: after::<3_600_000, _, _>(),
+            max_session: after::<{ 7 * DAY }, _, _>(),
             leeway: after::<0, _, _>(),
             algorithm: At::nowhere(Algorithm::EdDSA),
             keys: Keys::Folder(at("keys")),
@@ -605,6 +612,12 @@ impl Trust {
 pub struct Login {
     /// Its path.
     pub path: At<OwnPath>,
+    /// The path of the logout, which ends the token it is called with; false turns it off.
+    pub logout: OrFalse<At<OwnPath>>,
+    /// A path that gives a fresh token for a live one, which ends by that; false turns it off.
+    pub rotate: OrFalse<At<OwnPath>>,
+    /// How long after a rotation the old token gets the same new one again; later its whole session ends.
+    pub rotate_grace: At<Duration<0, { 5 * MINUTE }>>,
     /// The field of the body that holds the user's name.
     pub username_field: At<Name>,
     /// The field of the body that holds the password.
@@ -612,7 +625,7 @@ pub struct Login {
     /// The answer: any shape, with `$token`, `$expires_in`, `$user.id`, `.username`, `.name`, `.email`, `.role`.
     #[schemars(with = "Anything", extend("x-template" = LOGIN_VARIABLES))]
     pub response: At<Template>,
-    /// Other sites whose pages may log in (CORS).
+    /// Other sites whose pages may log in, log out and rotate (CORS).
     pub origins: Vec<At<Origin>>,
 }
 
@@ -623,6 +636,9 @@ impl Default for Login {
         });
         Login {
             path: at("/auth/login"),
+            logout: OrFalse(Some(at("/auth/logout"))),
+            rotate: OrFalse(None),
+            rotate_grace: after::<10_000, _, _>(),
             username_field: at("username"),
             password_field: at("password"),
             response: At::nowhere(Template::new(serde_json::json!({ "token": "$token", "user": user }))),
@@ -793,13 +809,15 @@ impl Raw {
         }
         if whole("login")
             && let OrFalse(Some(login)) = &self.login
-            && login.username_field == login.password_field
         {
-            let place = login.password_field.at.max(login.username_field.at);
-            found.push(Diagnostic::error(
-                place,
-                Problem::SameField { name: login.username_field.as_str().into() },
-            ));
+            login.contradictions(&mut found);
+            if whole("tokens")
+                && login.rotate.0.is_some()
+                && self.tokens.max_session.get() < self.tokens.ttl.get()
+            {
+                let place = self.tokens.max_session.at.max(self.tokens.ttl.at);
+                found.push(Diagnostic::error(place, Problem::SessionShorterThanToken));
+            }
         }
         if whole("shutdown") && self.shutdown.drain.get() > self.shutdown.timeout.get() {
             let place = self.shutdown.drain.at.max(self.shutdown.timeout.at);
@@ -838,6 +856,30 @@ impl Identity {
                 let (name, other) = (header.as_str().to_owned(), first.as_str().to_owned());
                 found
                     .push(Diagnostic::error(header.at, Problem::SameHeader { name, other, first: first.at }));
+            }
+        }
+    }
+}
+
+impl Login {
+    /// The paths of the endpoints that are on.
+    pub fn paths(&self) -> impl Iterator<Item = &At<OwnPath>> {
+        [Some(&self.path), self.logout.0.as_ref(), self.rotate.0.as_ref()].into_iter().flatten()
+    }
+
+    fn contradictions(&self, found: &mut Vec<Diagnostic>) {
+        if self.username_field == self.password_field {
+            let place = self.password_field.at.max(self.username_field.at);
+            let name = self.username_field.as_str().into();
+            found.push(Diagnostic::error(place, Problem::SameField { name }));
+        }
+        let paths: Vec<_> = self.paths().collect();
+        for (index, path) in paths.iter().enumerate() {
+            // Letter case is one of the readings, so it tells no two endpoints apart.
+            let same = |other: &&&At<OwnPath>| other.as_str().eq_ignore_ascii_case(path.as_str());
+            if let Some(first) = paths[..index].iter().find(same) {
+                let problem = Problem::SamePath { path: path.as_str().into() };
+                found.push(Diagnostic::error(path.at.max(first.at), problem));
             }
         }
     }

@@ -20,7 +20,7 @@ use super::network::JwksSource;
 use super::raw::{self, Raw};
 use super::recipe::HashPolicy;
 use super::template::Template;
-use super::value::{PublicKey, UserStore};
+use super::value::{PublicKey, SessionStore, UserStore};
 use super::{At, Diagnostic, Diagnostics, Position, Problem, Reading, Source, keyring, raw::Keys};
 use crate::policy::method::Methods;
 use crate::policy::path::EncodedSlash;
@@ -65,6 +65,8 @@ pub struct Snapshot {
     pub leeway: Duration,
     /// How long a new token counts.
     pub ttl: Duration,
+    /// How long after a login its tokens can be rotated, in whole seconds.
+    pub max_session: Duration,
     /// Headers that tell the upstream who is asking.
     pub identity: Identity,
     /// Networks whose word about others is believed.
@@ -180,8 +182,10 @@ pub struct LoginSettings {
     pub password_field: String,
     /// The answer.
     pub response: Template,
-    /// Sites whose pages may log in.
+    /// Sites whose pages may log in, log out and rotate.
     pub origins: Vec<String>,
+    /// How long after a rotation the old token gets the same successor again.
+    pub rotate_grace: Duration,
 }
 
 /// `limits`; sizes in bytes.
@@ -225,6 +229,8 @@ pub struct Fixed {
     pub users: PathBuf,
     /// Which weak password hashes of it are believed.
     pub hashes: HashPolicy,
+    /// The SQLite file of the session store, perhaps the same.
+    pub sessions: PathBuf,
     /// Of log lines.
     pub log_format: raw::LogFormat,
 }
@@ -400,6 +406,9 @@ impl Builder<'_> {
         let mut own = vec![(own_pattern(JWKS_PATH), Endpoint::Jwks)];
         if let Some(login) = &raw.login.0 {
             own.push((own_pattern(login.path.as_str()), Endpoint::Login));
+            for (path, endpoint) in [(&login.logout, Endpoint::Logout), (&login.rotate, Endpoint::Rotate)] {
+                own.extend(path.0.as_ref().map(|path| (own_pattern(path.as_str()), endpoint)));
+            }
         }
         let (policy, problems) = Policy::new(roles, list, &own, options);
         let at = |rule: RuleId| positions[rule.index()];
@@ -620,11 +629,12 @@ fn assemble(
     let token_bytes = usize::try_from(raw.limits.token_bytes.value.bytes()).unwrap_or(usize::MAX);
     let ttl = tokens.ttl.value.get();
     let signer =
-        |one: &RingKey| Signer::new(one.key.clone(), tokens.issuer.as_str(), tokens.audience.as_str(), ttl);
+        |one: &RingKey| Signer::new(one.key.clone(), tokens.issuer.as_str(), tokens.audience.as_str());
     let jwks = jwks(ring.keys().iter().map(|one| &one.key));
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let limits = &raw.limits;
     let UserStore::Sqlite(users) = &raw.users.store.value;
+    let SessionStore::Sqlite(sessions) = &raw.sessions.value;
     let state = source.folder.join(raw.state.as_str());
     Snapshot {
         rule_labels: policy.rules().iter().map(label).collect(),
@@ -642,6 +652,7 @@ fn assemble(
         jwks: Bytes::from(jwks.to_string()),
         leeway,
         ttl,
+        max_session: tokens.max_session.value.get(),
         identity: identity(&raw.identity),
         trusted_proxies: raw.trusted_proxies.iter().map(|cidr| cidr.value.0).collect(),
         upstream: UpstreamSettings {
@@ -663,6 +674,7 @@ fn assemble(
             password_field: login.password_field.as_str().to_owned(),
             response: login.response.value.clone(),
             origins: login.origins.iter().map(|origin| origin.as_str().to_owned()).collect(),
+            rotate_grace: login.rotate_grace.value.get(),
         }),
         errors: raw.errors.body.value.clone(),
         forward_preflights: raw.cors_preflight == raw::Preflight::Forward,
@@ -692,6 +704,7 @@ fn assemble(
                 weak: raw.users.weak_hashes.value,
                 recipe: raw.users.hash_recipe.as_ref().map(|recipe| recipe.value.clone()),
             },
+            sessions: state.join(sessions),
             log_format: raw.log.format,
         },
         state,

@@ -92,6 +92,7 @@ pub fn check(name: &str, text: &str, least: u64, most: u64) -> Result<(), ValueE
         ExpectedRequest::NAME => parses::<ExpectedRequest>(text),
         OwnPath::NAME => parses::<OwnPath>(text),
         UserStore::NAME => parses::<UserStore>(text),
+        SessionStore::NAME => parses::<SessionStore>(text),
         JwksSource::NAME => parses::<JwksSource>(text),
         Secret::NAME => parses::<Secret>(text),
         HeaderValue::NAME => parses::<HeaderValue>(text),
@@ -123,6 +124,7 @@ pub fn what(name: &str) -> &'static str {
         ExpectedRequest::NAME => ExpectedRequest::WHAT,
         OwnPath::NAME => OwnPath::WHAT,
         UserStore::NAME => UserStore::WHAT,
+        SessionStore::NAME => SessionStore::WHAT,
         JwksSource::NAME => JwksSource::WHAT,
         PublicKey::NAME => PublicKey::WHAT,
         Extension::NAME => Extension::WHAT,
@@ -493,15 +495,8 @@ impl Value for UserStore {
     const WHAT: &'static str = "a store such as sqlite:portcullis.db";
 
     fn parse(text: &str) -> Result<Self, ValueError> {
-        match text.strip_prefix("sqlite:") {
-            Some(file) if file.contains('?') => Err(ValueError::Form("must not hold parameters after a '?'")),
-            Some(file) if !file.is_empty() && !file.starts_with("//") && !file.contains('\0') => {
-                Ok(UserStore::Sqlite(PathBuf::from(file)))
-            }
-            _ => {
-                Err(ValueError::Form("is not a user store: write sqlite:FILE, such as sqlite:portcullis.db"))
-            }
-        }
+        const FORM: &str = "is not a user store: write sqlite:FILE, such as sqlite:portcullis.db";
+        sqlite_file(text, FORM).map(UserStore::Sqlite)
     }
 }
 
@@ -513,6 +508,43 @@ impl fmt::Display for UserStore {
 }
 
 text_value!(UserStore);
+
+/// The file of `sqlite:FILE`; `form` says what else it should have been.
+fn sqlite_file(text: &str, form: &'static str) -> Result<PathBuf, ValueError> {
+    match text.strip_prefix("sqlite:") {
+        Some(file) if file.contains('?') => Err(ValueError::Form("must not hold parameters after a '?'")),
+        Some(file) if !file.is_empty() && !file.starts_with("//") && !file.contains('\0') => {
+            Ok(PathBuf::from(file))
+        }
+        _ => Err(ValueError::Form(form)),
+    }
+}
+
+/// Where revocations are kept: `sqlite:FILE`, a relative file being in `state`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum SessionStore {
+    /// An SQLite file; it may be that of the users.
+    Sqlite(PathBuf),
+}
+
+impl Value for SessionStore {
+    const NAME: &'static str = "session-store";
+    const WHAT: &'static str = "a store such as sqlite:portcullis.db";
+
+    fn parse(text: &str) -> Result<Self, ValueError> {
+        const FORM: &str = "is not a session store: write sqlite:FILE, such as sqlite:portcullis.db";
+        sqlite_file(text, FORM).map(SessionStore::Sqlite)
+    }
+}
+
+impl fmt::Display for SessionStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let SessionStore::Sqlite(file) = self;
+        write!(f, "sqlite:{}", file.display())
+    }
+}
+
+text_value!(SessionStore);
 
 checked_text!(
     /// A name that must not be empty and goes into a token, a header or a form: no control characters.

@@ -1,6 +1,6 @@
-//! Which other sites' pages may log in (Fetch standard, HTTP extensions): `login.origins`.
+//! Which other sites' pages may log in, log out and rotate (Fetch standard, HTTP extensions): `login.origins`.
 //!
-//! Credentials travel in the body and the token in the answer, never in a cookie, so no
+//! Credentials travel in the body or in `Authorization` and the token in the answer, never in a cookie, so no
 //! `Access-Control-Allow-Credentials` is sent.
 
 use bytes::Bytes;
@@ -21,7 +21,7 @@ pub fn preflight(origin: &HeaderValue) -> Response<Bytes> {
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST"));
-    headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("content-type"));
+    headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, content-type"));
     headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
     permit(origin, headers);
     response

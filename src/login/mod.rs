@@ -1,6 +1,7 @@
 //! Credentials in, token out.
 //!
-//! [`body`] reads what was sent, [`password`] checks it against a [`hash`], [`cors`] says who else's pages may ask. Wrong
+//! [`body`] reads what was sent, [`password`] checks it against a [`hash`], [`cors`] says who else's pages may ask,
+//! [`session`] ends what a login began. Wrong
 //! password, unknown user and disabled user are one answer, byte for byte, and cost the same time; the
 //! log alone tells them apart. Not here: who may do what with the token (`policy`).
 
@@ -8,19 +9,22 @@ pub mod body;
 pub mod cors;
 pub mod hash;
 pub mod password;
+pub mod session;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::Value;
 
 use crate::config::{recipe::HashPolicy, snapshot::LoginSettings};
-use crate::store::{UserRecord, Users};
-use crate::token::{Signer, Subject};
+use crate::store::{StoreError, UserRecord, Users};
+use crate::token::{Session, Signer, Subject};
 use crate::wire::answer::{Refusal, WrongCredentials, json};
 use body::{BodyError, FieldNames};
 use password::{HashError, Hasher, NewPassword, Password, Verdict};
+use session::LiveSessions;
 
 /// As many users are looked at to learn what checking their passwords takes.
 const SAMPLE: u32 = 10_000;
@@ -28,6 +32,7 @@ const SAMPLE: u32 = 10_000;
 /// What a login needs beside the configuration.
 pub struct Login {
     users: Arc<dyn Users>,
+    sessions: Arc<LiveSessions>,
     hasher: Hasher,
 }
 
@@ -43,8 +48,8 @@ pub struct Attempt {
 
 impl Login {
     /// `cores` passwords are checked at a time; `policy` says which weak hashes are believed.
-    pub fn new(users: Arc<dyn Users>, cores: usize, policy: HashPolicy) -> Self {
-        Self { users, hasher: Hasher::new(cores, policy) }
+    pub fn new(users: Arc<dyn Users>, sessions: Arc<LiveSessions>, cores: usize, policy: HashPolicy) -> Self {
+        Self { users, sessions, hasher: Hasher::new(cores, policy) }
     }
 
     /// Looks at what the users' hashes cost, so that unknown names take as long from the first login on.
@@ -70,7 +75,7 @@ impl Login {
         &self,
         settings: &LoginSettings,
         signer: Option<&Signer>,
-        ttl_seconds: u64,
+        ttl: Duration,
         attempt: Attempt,
     ) -> (Option<String>, Result<Response<Bytes>, Refusal>) {
         let names = FieldNames {
@@ -82,19 +87,18 @@ impl Login {
             Err(error) => return (None, Err(refusal_of(error))),
         };
         let username = credentials.username.clone();
-        let answer = self.check(credentials).await.and_then(|user| {
+        let answer = self.check(credentials).await.and_then(|(user, generation)| {
             let signer = signer.ok_or(Refusal::Internal("there is no signing key"))?;
-            respond(settings, signer, ttl_seconds, &user, attempt.now)
+            let session = Session::begin(attempt.now, ttl, generation);
+            answer_with_token(settings, signer, &user, &session, attempt.now)
         });
         (Some(username), answer)
     }
 
-    async fn check(&self, credentials: body::Credentials) -> Result<UserRecord, Refusal> {
+    /// The user, and the mark that the token is to carry.
+    async fn check(&self, credentials: body::Credentials) -> Result<(UserRecord, u64), Refusal> {
         let user = match credentials.name_to_look_up() {
-            Some(name) => self.users.find(name).await.map_err(|error| {
-                tracing::error!(error = %error, "the user store failed during a login");
-                Refusal::UserStore
-            })?,
+            Some(name) => self.users.find(name).await.map_err(|error| store_failed(&error))?,
             None => None,
         };
         // For a store of the gateway's own, a second copy to hash anew; zeroed when dropped.
@@ -103,11 +107,8 @@ impl Login {
             .map(|_| Password::new(credentials.password.as_bytes().to_vec()));
         match self.hasher.verify(credentials.password, &credentials.username, user.as_ref()).await {
             Ok(Verdict::Matches) => {
-                let user = user.ok_or(Refusal::Internal("a password matched nobody's"))?;
-                if let Some(password) = again {
-                    self.upgrade(&user, password).await;
-                }
-                Ok(user)
+                let checked = user.ok_or(Refusal::Internal("a password matched nobody's"))?;
+                self.as_of_now(&checked, again).await
             }
             Ok(Verdict::Differs) => Err(Refusal::WrongCredentials(match &user {
                 None => WrongCredentials::UnknownUser,
@@ -123,6 +124,39 @@ impl Login {
                 tracing::error!(%error, "a password could not be checked");
                 Err(Refusal::Internal("a password could not be checked"))
             }
+        }
+    }
+
+    /// The record whose password was right, as it is after the mark was read: checking it took a while.
+    /// `again` is the password, where its hash is to be replaced by a better one.
+    async fn as_of_now(
+        &self,
+        checked: &UserRecord,
+        again: Option<Password>,
+    ) -> Result<(UserRecord, u64), Refusal> {
+        let found = self.sessions.find_user(&*self.users, &checked.username).await;
+        let found = found.map_err(|error| store_failed(&error))?;
+        let Some((user, generation)) = found.filter(|(user, _)| user.id == checked.id) else {
+            return Err(Refusal::WrongCredentials(WrongCredentials::UnknownUser));
+        };
+        if user.disabled {
+            return Err(Refusal::WrongCredentials(WrongCredentials::DisabledUser));
+        }
+        if user.password_hash == checked.password_hash {
+            if let Some(password) = again {
+                self.upgrade(&user, password).await;
+            }
+            return Ok((user, generation));
+        }
+        // Another password; or another login of this user has replaced the hash of the same one.
+        let same = match again {
+            Some(password) => self.hasher.verify(password, &user.username, Some(&user)).await,
+            None => Ok(Verdict::Differs),
+        };
+        match same {
+            Ok(Verdict::Matches) => Ok((user, generation)),
+            Err(HashError::Busy) => Err(Refusal::LoginBusy),
+            _ => Err(Refusal::WrongCredentials(WrongCredentials::WrongPassword)),
         }
     }
 }
@@ -142,20 +176,26 @@ impl Login {
     }
 }
 
-fn respond(
+fn store_failed(error: &StoreError) -> Refusal {
+    tracing::error!(%error, "the user store failed during a login");
+    Refusal::UserStore
+}
+
+/// What a login and a rotation answer: every token that is given away here goes through this.
+fn answer_with_token(
     settings: &LoginSettings,
     signer: &Signer,
-    ttl_seconds: u64,
     user: &UserRecord,
+    session: &Session<'_>,
     now: u64,
 ) -> Result<Response<Bytes>, Refusal> {
-    let issued = signer.issue(&subject_of(user, &user.id.to_string()), now).map_err(|error| {
+    let issued = signer.issue(&subject_of(user, &user.id.to_string()), session).map_err(|error| {
         tracing::error!(%error, user = user.username, "a token could not be made");
         Refusal::Internal("a token could not be made")
     })?;
     let body = settings.response.render(&|name| match name {
         "token" => Value::from(issued.token.as_str()),
-        "expires_in" => Value::from(ttl_seconds),
+        "expires_in" => Value::from(issued.expires_at.saturating_sub(now)),
         "user.id" => Value::from(user.id),
         "user.username" => Value::from(user.username.as_str()),
         "user.name" => Value::from(user.name.as_deref()),

@@ -45,6 +45,14 @@ words! {
         Login = "login",
         /// Somebody did not get in.
         LoginFailed = "login_failed",
+        /// Somebody logged out, and a token, a session or all of theirs has ended.
+        Logout = "logout",
+        /// A token was replaced by its successor.
+        Rotation = "rotation",
+        /// A token that had been replaced was to be replaced again, too late: its session has ended.
+        Reuse = "reuse",
+        /// A command ended tokens.
+        Revocation = "revocation",
         /// A request was refused for what its token, or its role, is.
         Refused = "refused",
         /// The configuration was loaded again.
@@ -57,6 +65,14 @@ words! {
         UserChange = "user_change",
         /// A command made a token for a user.
         TokenIssued = "token_issued",
+    }
+}
+
+words! {
+    /// How far a logout went, where that is further than its own session.
+    Scope {
+        /// Everything that the user had.
+        Everywhere = "everywhere",
     }
 }
 
@@ -117,6 +133,8 @@ words! {
 pub enum Reason<'a> {
     /// Of a reload.
     Trigger(Trigger),
+    /// Of a logout.
+    Scope(Scope),
     /// Of a failed login or a refused request.
     Refusal(&'a Refusal),
     /// What happened to a key.
@@ -133,6 +151,7 @@ impl Reason<'_> {
             Self::Trigger(trigger) => trigger.code(),
             Self::KeyChange(change) => change.code(),
             Self::UserChange(change) => change.code(),
+            Self::Scope(scope) => scope.code(),
             Self::Refusal(Refusal::InvalidToken(why)) => why.code(),
             Self::Refusal(Refusal::WrongCredentials(why)) => why.code(),
             Self::Refusal(refusal) => refusal.code(),

@@ -39,6 +39,11 @@ pub struct Metrics {
     pub retries: IntCounter,
     signing_keys: IntGauge,
     signing_key_created: IntGauge,
+    logouts: IntCounterVec,
+    rotations: IntCounterVec,
+    revocations: IntGauge,
+    stores: IntGaugeVec,
+    sessions_read: IntGauge,
     jwks_age: IntGaugeVec,
     jwks_failures: IntCounterVec,
 }
@@ -54,6 +59,17 @@ pub struct Tokens {
     pub expired: IntCounter,
     /// Not genuine.
     pub invalid: IntCounter,
+    /// Genuine, but ended before its time.
+    pub revoked: IntCounter,
+}
+
+/// What is kept outside this process.
+#[derive(Clone, Copy, Debug)]
+pub enum Store {
+    /// `users`
+    Users,
+    /// `sessions`
+    Sessions,
 }
 
 /// Counters of one rule, resolved when the rules are loaded.
@@ -116,6 +132,7 @@ impl Metrics {
                 verified: tokens.with_label_values(&["verified"]),
                 expired: tokens.with_label_values(&["expired"]),
                 invalid: tokens.with_label_values(&["invalid"]),
+                revoked: tokens.with_label_values(&["revoked"]),
             },
             logins: register!(IntCounterVec::new(
                 build("logins_total", "Login attempts, by outcome"),
@@ -155,6 +172,26 @@ impl Metrics {
                 "signing_key_created_timestamp_seconds",
                 "When the key that signs was made; 0 for a secret"
             ))),
+            logouts: register!(IntCounterVec::new(
+                build("logouts_total", "Logouts with a genuine token, by outcome"),
+                &["outcome"]
+            )),
+            rotations: register!(IntCounterVec::new(
+                build("rotations_total", "Rotations of a genuine token, by outcome"),
+                &["outcome"]
+            )),
+            revocations: register!(IntGauge::with_opts(build(
+                "revocations",
+                "What was revoked and has not expired, in memory"
+            ))),
+            stores: register!(IntGaugeVec::new(
+                build("store_up", "1 if the store answered when it was last asked"),
+                &["store"]
+            )),
+            sessions_read: register!(IntGauge::with_opts(build(
+                "sessions_last_read_timestamp_seconds",
+                "When the session store was last read"
+            ))),
             jwks_age: register!(IntGaugeVec::new(
                 build("jwks_last_refresh_timestamp_seconds", "When a trusted issuer's keys were last read"),
                 &["issuer"]
@@ -165,6 +202,8 @@ impl Metrics {
             )),
             registry,
         };
+        // There from the beginning, or an alert would miss the first one.
+        metrics.rotations.with_label_values(&["reuse"]);
         #[cfg(target_os = "linux")]
         metrics
             .registry
@@ -208,6 +247,35 @@ impl Metrics {
     pub fn keys(&self, count: usize, made: Option<u64>) {
         self.signing_keys.set(i64::try_from(count).unwrap_or(i64::MAX));
         self.signing_key_created.set(made.and_then(|made| i64::try_from(made).ok()).unwrap_or(0));
+    }
+
+    /// A logout: `success`, or one of the words of [`crate::login::session::Outcome`].
+    pub fn logout(&self, outcome: &str) {
+        self.logouts.with_label_values(&[outcome]).inc();
+    }
+
+    /// A rotation, likewise.
+    pub fn rotation(&self, outcome: &str) {
+        self.rotations.with_label_values(&[outcome]).inc();
+    }
+
+    /// How many revocations are in memory.
+    pub fn revocations(&self, count: usize) {
+        self.revocations.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Whether a store answered.
+    pub fn store(&self, store: Store, answers: bool) {
+        let name = match store {
+            Store::Users => "users",
+            Store::Sessions => "sessions",
+        };
+        self.stores.with_label_values(&[name]).set(i64::from(answers));
+    }
+
+    /// The session store was read at `now`, in Unix seconds.
+    pub fn sessions_read(&self, now: u64) {
+        self.sessions_read.set(i64::try_from(now).unwrap_or(i64::MAX));
     }
 
     /// A trusted issuer's keys were read at `now`, or could not be.

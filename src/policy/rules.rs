@@ -60,6 +60,10 @@ impl RuleId {
 pub enum Endpoint {
     /// Credentials in, token out.
     Login,
+    /// The token that it is called with ends.
+    Logout,
+    /// A live token in, its successor out.
+    Rotate,
     /// The public keys.
     Jwks,
 }

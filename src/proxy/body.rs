@@ -133,6 +133,8 @@ pub enum AnswerBody {
     Own(Option<Bytes>),
     /// The upstream's, with the connection that it comes from.
     Upstream(Box<Relay>),
+    /// The upstream's, cut off when a future completes.
+    Until(Box<Relay>, Pin<Box<dyn Future<Output = ()>>>),
 }
 
 /// The upstream's response body. When it is complete its connection is free again; dropped before
@@ -200,6 +202,13 @@ impl Body for AnswerBody {
         let relay = match self.get_mut() {
             Self::Own(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Upstream(relay) => relay,
+            Self::Until(relay, end) => {
+                if end.as_mut().poll(cx).is_ready() {
+                    // A stream of events has no length: to the client it just ends, and is asked for again.
+                    return Poll::Ready(None);
+                }
+                relay
+            }
         };
         if let Some(error) = relay.broken.take() {
             return Poll::Ready(Some(Err(BodyError::Broken(error))));
@@ -232,14 +241,14 @@ impl Body for AnswerBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(bytes) => bytes.is_none(),
-            Self::Upstream(relay) => relay.incoming.is_end_stream(),
+            Self::Upstream(relay) | Self::Until(relay, _) => relay.incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Upstream(relay) => relay.incoming.size_hint(),
+            Self::Upstream(relay) | Self::Until(relay, _) => relay.incoming.size_hint(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What follows a 101: bytes both ways, until either side ends or the token does.
+//! What follows a 101: bytes both ways, until either side ends or the connection's time is over.
 
 use std::io;
 use std::time::Duration;
@@ -6,21 +6,16 @@ use std::time::Duration;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, split};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::upstream::{Lease, Upgraded};
 
 /// How long the client may take to switch after the upstream has.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Carries bytes between the two ends. `lifetime`: what is left of the token that the connection was
-/// opened with; `None` for a public one. `end` ends it before that, when the gateway shuts down.
-pub async fn carry(
-    downstream: OnUpgrade,
-    upstream: Lease,
-    lifetime: Option<Duration>,
-    end: impl Future<Output = ()>,
-) {
+/// Carries bytes between the two ends, until `end`: that of the token that the connection was opened
+/// with, or the gateway's.
+pub async fn carry(downstream: OnUpgrade, upstream: Lease, end: impl Future<Output = ()>) {
     let both = async {
         // One after the other: the client hears of the switch only when the upstream has made it.
         let upstream = upstream.upgraded().await?;
@@ -31,12 +26,6 @@ pub async fn carry(
     let Upgraded { stream, first, lease: _lease } = upstream;
     let (mut from_client, mut to_client) = split(TokioIo::new(downstream));
     let (mut from_upstream, mut to_upstream) = split(stream);
-    let expiry = async {
-        match lifetime {
-            Some(lifetime) => sleep(lifetime).await,
-            None => std::future::pending().await,
-        }
-    };
     let to_the_client = async {
         to_client.write_all(&first).await?;
         to_client.flush().await?;
@@ -48,7 +37,6 @@ pub async fn carry(
         // is nobody left to tell.
         _ = pass_on(&mut from_client, &mut to_upstream) => {}
         _ = to_the_client => {}
-        () = expiry => {}
         () = end => {}
     }
 }

@@ -18,6 +18,7 @@ use crate::config::reload::{Fingerprints, LoadError, Loader, Watch};
 use crate::config::snapshot::{Built, Fixed, MissingKey, Snapshot, Surroundings};
 use crate::config::{Diagnostics, Source, raw};
 use crate::login::Login;
+use crate::login::session::LiveSessions;
 use crate::observe::audit::{Audit, Event, KeyChange, Reason, Trigger};
 use crate::observe::lines::LineSink;
 use crate::observe::metrics::{Metrics, RuleCounters};
@@ -144,6 +145,8 @@ pub struct Gateway {
     pub log_format: LogFormat,
     /// Checks credentials.
     pub login: Arc<Login>,
+    /// Knows which tokens are over.
+    pub sessions: Arc<LiveSessions>,
     /// Where everything runs that may wait.
     pub control: Handle,
 }
@@ -154,6 +157,7 @@ impl Gateway {
         snapshot: Snapshot,
         loader: Loader,
         login: Login,
+        sessions: Arc<LiveSessions>,
         lines: LineSink,
         log_format: LogFormat,
         level: LogLevel,
@@ -177,6 +181,7 @@ impl Gateway {
             lines,
             log_format,
             login: Arc::new(login),
+            sessions,
             control: Handle::current(),
         });
         gateway.note(gateway.last_load());
@@ -200,6 +205,11 @@ impl Gateway {
             1 => Stage::Ready,
             _ => Stage::Draining,
         }
+    }
+
+    /// Whether requests that need a token can be served, for whoever sends some here.
+    pub fn is_ready(&self) -> bool {
+        self.stage() == Stage::Ready && self.sessions.is_loaded()
     }
 
     pub(super) fn set_stage(&self, stage: Stage) {
@@ -457,6 +467,7 @@ impl Fixed {
             (self.admin != other.admin, "admin"),
             (self.workers != other.workers, "workers"),
             (self.users != other.users || self.hashes != other.hashes, "users"),
+            (self.sessions != other.sessions, "sessions"),
             (self.log_format != other.log_format, "log.format"),
         ] {
             if differs {

@@ -21,14 +21,16 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::worker::{Known, Local, Worker};
+use crate::login::session::{Ended, Outcome as SessionOutcome};
 use crate::login::{self, cors};
-use crate::observe::audit::{Audit, Event, Reason};
+use crate::observe::audit::{Audit, Event, Reason, Scope};
 use crate::observe::lines::Access;
 use crate::policy::{Caller, Denied, Endpoint, Judgement, Requirement, Route, RuleId};
 use crate::proxy::body::{Progress, Relay};
 use crate::proxy::forward::{self, Asks, Forwarded};
 use crate::proxy::{AnswerBody, RequestBody, upgrade};
-use crate::wire::answer::Refusal;
+use crate::token::VerifiedClaims;
+use crate::wire::answer::{Refusal, no_content};
 use crate::wire::client::{Peer, REQUEST_ID};
 use crate::wire::credentials::{self, Credentials};
 use crate::wire::headers::{Stripped, strip_response};
@@ -164,6 +166,8 @@ impl Worker {
                 let (mut parts, incoming) = response.into_parts();
                 strip_response(&mut parts.headers);
                 let status = parts.status.as_u16();
+                let streamed_to =
+                    if is_event_stream(&parts.headers) { ending.record.known.clone() } else { None };
                 let on_end = Box::new(move |bytes, complete| ending.finish(status, bytes, complete));
                 let relay = Relay::new(
                     incoming,
@@ -172,7 +176,15 @@ impl Worker {
                     Rc::clone(&active.rules),
                     on_end,
                 );
-                Response::from_parts(parts, AnswerBody::Upstream(Box::new(relay)))
+                let relay = Box::new(relay);
+                let body = match streamed_to {
+                    Some(known) => {
+                        let over = over(Rc::clone(&self), Some(known), active.snapshot.leeway);
+                        AnswerBody::Until(relay, Box::pin(over))
+                    }
+                    None => AnswerBody::Upstream(relay),
+                };
+                Response::from_parts(parts, body)
             }
             Ok(Outcome::Own(response) | Outcome::Upgraded(response)) => finish_own(response, &ending),
             Err(refusal) => {
@@ -272,8 +284,8 @@ impl Worker {
         if forward::is_upgrade(&forwarded.response, upgrade.is_some())?
             && let Some(downstream) = upgrade
         {
-            let lifetime = known.map(|known| lifetime_of(&known, snapshot.leeway));
-            return Ok(Outcome::Upgraded(self.switch(connection, downstream, forwarded, lifetime)));
+            let over = over(Rc::clone(self), known, snapshot.leeway);
+            return Ok(Outcome::Upgraded(self.switch(connection, downstream, forwarded, over)));
         }
         Ok(Outcome::Upstream(forwarded))
     }
@@ -359,13 +371,19 @@ impl Worker {
         connection: &Rc<Connection>,
         downstream: OnUpgrade,
         forwarded: Forwarded,
-        lifetime: Option<Duration>,
+        over: impl Future<Output = ()> + 'static,
     ) -> Response<Bytes> {
         let Forwarded { response, lease } = forwarded;
         connection.flags.upgrade();
         let (worker, connection) = (Rc::clone(self), Rc::clone(connection));
         tokio::task::spawn_local(async move {
-            upgrade::carry(downstream, lease, lifetime, worker.ended()).await;
+            let end = async {
+                tokio::select! {
+                    () = over => {}
+                    () = worker.ended() => {}
+                }
+            };
+            upgrade::carry(downstream, lease, end).await;
             // It counts until now.
             drop(connection);
         });
@@ -393,7 +411,7 @@ impl Worker {
                 Ok(response)
             }
             Endpoint::Jwks => Err(Refusal::MethodNotAllowed("GET, HEAD")),
-            Endpoint::Login => {
+            Endpoint::Login | Endpoint::Logout | Endpoint::Rotate => {
                 let Some(settings) = &active.snapshot.login else {
                     return Err(Refusal::Internal("login is off"));
                 };
@@ -403,8 +421,10 @@ impl Worker {
                 {
                     return Ok(cors::preflight(origin));
                 }
-                let answered = match parts.method {
-                    Method::POST => self.login(active, parts, body, record).await,
+                let answered = match (&parts.method, endpoint) {
+                    (&Method::POST, Endpoint::Logout) => self.log_out(active, parts, record).await,
+                    (&Method::POST, Endpoint::Rotate) => self.rotate(active, parts, record).await,
+                    (&Method::POST, _) => self.login(active, parts, body, record).await,
                     _ => Err(Refusal::MethodNotAllowed("POST")),
                 };
                 let Some(origin) = origin else { return answered };
@@ -418,6 +438,80 @@ impl Worker {
                 Ok(response)
             }
         }
+    }
+
+    /// The token that a request to an endpoint of ours brings, whether it is over or not.
+    fn presented(&self, active: &Local, parts: &Parts) -> Result<VerifiedClaims, Refusal> {
+        let credentials = credentials::read(&parts.headers).map_err(|_| Refusal::AmbiguousCredentials)?;
+        let Credentials::Bearer(token) = credentials else { return Err(Refusal::NoCredentials) };
+        active.verify_anew(&self.gateway, token, unix_now())
+    }
+
+    async fn log_out(
+        &self,
+        active: &Rc<Local>,
+        parts: &Parts,
+        record: &Record,
+    ) -> Result<Response<Bytes>, Refusal> {
+        let claims = match self.presented(active, parts) {
+            Ok(claims) => claims,
+            // It is what was asked for already.
+            Err(Refusal::ExpiredToken) => return Ok(no_content()),
+            Err(refusal) => return Err(refusal),
+        };
+        let everywhere = login::session::is_everywhere(parts.uri.query());
+        let sessions = std::sync::Arc::clone(&self.gateway.sessions);
+        self.end(record, Event::Logout, async move {
+            let outcome = sessions.log_out(&claims, everywhere, unix_now()).await;
+            (claims, outcome)
+        })
+        .await
+    }
+
+    async fn rotate(
+        &self,
+        active: &Rc<Local>,
+        parts: &Parts,
+        record: &Record,
+    ) -> Result<Response<Bytes>, Refusal> {
+        let claims = self.presented(active, parts)?;
+        let snapshot = std::sync::Arc::clone(&active.snapshot);
+        let gateway = std::sync::Arc::clone(&self.gateway);
+        self.end(record, Event::Rotation, async move {
+            let outcome = gateway.sessions.rotate(&snapshot, gateway.login.users(), &claims).await;
+            (claims, outcome)
+        })
+        .await
+    }
+
+    /// Runs what ends a token where it may wait for the store, and tells what became of it: a client that
+    /// leaves early is audited like one that stays.
+    async fn end(
+        &self,
+        record: &Record,
+        event: Event,
+        work: impl Future<Output = (VerifiedClaims, SessionOutcome)> + Send + 'static,
+    ) -> Result<Response<Bytes>, Refusal> {
+        let gateway = std::sync::Arc::clone(&self.gateway);
+        let (client, request_id) = (record.client, record.request_id.clone());
+        let answered = self.gateway.control.spawn(async move {
+            let (claims, SessionOutcome { answer, ended, outcome }) = work.await;
+            match event {
+                Event::Rotation => gateway.metrics.rotation(outcome),
+                _ => gateway.metrics.logout(outcome),
+            }
+            if let Some(ended) = ended {
+                gateway.audit(&Audit {
+                    reason: (ended == Ended::Everything).then_some(Reason::Scope(Scope::Everywhere)),
+                    user: Some(claims.username.as_deref().unwrap_or(&claims.subject)),
+                    client: Some(client),
+                    request_id: request_id.to_str().ok(),
+                    ..Audit::of(if ended == Ended::Reused { Event::Reuse } else { event })
+                });
+            }
+            answer
+        });
+        answered.await.unwrap_or(Err(Refusal::Internal("ending a token broke off")))
     }
 
     async fn login(
@@ -449,7 +543,7 @@ impl Worker {
             let (user, answer) = match &snapshot.login {
                 Some(settings) => {
                     let signer = snapshot.keys.signer(attempt.now);
-                    service.log_in(settings, signer, snapshot.ttl.as_secs(), attempt).await
+                    service.log_in(settings, signer, snapshot.ttl, attempt).await
                 }
                 None => (None, Err(Refusal::Internal("login is off"))),
             };
@@ -477,6 +571,7 @@ impl Worker {
                 | Refusal::ExpiredToken
                 | Refusal::AccessDenied
                 | Refusal::AmbiguousCredentials
+                | Refusal::SessionStore
         );
         if concerns_access {
             self.log_audit(&Audit {
@@ -515,6 +610,15 @@ fn is_preflight(parts: &Parts) -> bool {
         && parts.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
 }
 
+/// Events that are sent as they happen (HTML standard, server-sent events): no other answer lasts for
+/// longer than its token by design.
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    const KIND: &[u8] = b"text/event-stream";
+    headers.get(CONTENT_TYPE).is_some_and(|value| {
+        value.as_bytes().get(..KIND.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(KIND))
+    })
+}
+
 /// The body as it goes on, and what its progress is told by.
 fn request_body(
     active: &Local,
@@ -540,9 +644,14 @@ fn request_body(
     Ok((body, Some(progress)))
 }
 
-/// How long a token is still good for.
-fn lifetime_of(known: &Known, leeway: Duration) -> Duration {
-    Duration::from_secs(known.claims.expires_at.saturating_sub(unix_now())) + leeway
+/// Completes when a caller's token has expired or been revoked; never for nobody's.
+async fn over(worker: Rc<Worker>, known: Option<Rc<Known>>, leeway: Duration) {
+    let Some(known) = known else { return std::future::pending().await };
+    let lifetime = Duration::from_secs(known.claims.expires_at.saturating_sub(unix_now())) + leeway;
+    tokio::select! {
+        () = tokio::time::sleep(lifetime) => {}
+        () = worker.gateway.sessions.over(&known.claims) => {}
+    }
 }
 
 /// Unix time in seconds.

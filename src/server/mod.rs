@@ -10,6 +10,7 @@ pub mod gateway;
 pub mod handler;
 pub mod keys;
 pub mod listener;
+pub mod sessions;
 pub mod trust;
 pub mod worker;
 
@@ -22,6 +23,7 @@ use crate::config::reload::Loader;
 use crate::config::snapshot::{Built, MissingKey, Surroundings};
 use crate::config::{Source, raw};
 use crate::login::Login;
+use crate::login::session::LiveSessions;
 use crate::observe::audit::Trigger;
 use crate::observe::lines::LineSink;
 use crate::observe::{LogFormat, start_logging};
@@ -70,9 +72,11 @@ pub fn run(
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let users = SqliteUsers::open(&snapshot.fixed.users).await.map_err(|error| error.to_string())?;
         let users = Arc::new(users);
-        let login = Login::new(users.clone(), cores, snapshot.fixed.hashes.clone());
+        let sessions = LiveSessions::new();
+        let hashes = snapshot.fixed.hashes.clone();
+        let login = Login::new(users.clone(), Arc::clone(&sessions), cores, hashes);
         login.prepare().await;
-        let gateway = Gateway::new(snapshot, loader, login, lines, log_format, level);
+        let gateway = Gateway::new(snapshot, loader, login, sessions, lines, log_format, level);
         let outcome = serve(gateway, cores, ready).await;
         users.close().await;
         outcome
@@ -97,6 +101,7 @@ async fn serve(
         Some(address) => Some(listener::bind(address)?),
         None => None,
     };
+    let following = sessions::Follower::start(Arc::clone(&gateway)).await?;
     let (closing, closed) = watch::channel(false);
     let (end, ended) = watch::channel(false);
     let (mut handles, mut threads) = (Vec::new(), Vec::new());
@@ -112,6 +117,7 @@ async fn serve(
         tracing::info!(%address, "admin listening");
         tokio::spawn(crate::admin::serve(Arc::clone(&gateway), admin));
     }
+    tokio::spawn(following.run());
     tokio::spawn(trust::keep_fresh(Arc::clone(&gateway)));
     tokio::spawn(keys::keep(Arc::clone(&gateway)));
     tokio::spawn(gateway::log_commands(Arc::clone(&gateway)));

@@ -19,7 +19,7 @@ use super::{Active, Gateway};
 use crate::observe::audit::Audit;
 use crate::observe::lines::Access;
 use crate::proxy::Upstream;
-use crate::token::{TokenCache, VerifiedClaims};
+use crate::token::{InvalidToken, TokenCache, TokenError, VerifiedClaims};
 use crate::wire::answer::Refusal;
 use crate::wire::headers::{HeaderRules, value_of};
 use crate::wire::hygiene::HeadLimits;
@@ -66,6 +66,8 @@ pub struct Known {
     pub claims: VerifiedClaims,
     /// `identity.*`, in the order of [`crate::config::snapshot::Identity::claims`].
     pub headers: Vec<(http::HeaderName, HeaderValue)>,
+    /// The epoch of the revocations at which the token was last found live.
+    live_at: Cell<u64>,
 }
 
 /// This thread's view of the configuration in force. A request keeps the one that it began with.
@@ -99,37 +101,57 @@ impl Local {
         Self { tokens: RefCell::new(tokens), rules, upstream, active }
     }
 
-    /// Who a token says its bearer is.
+    /// Who a token says its bearer is, if it is not over.
+    ///
+    /// # Errors
+    /// `ExpiredToken` or `InvalidToken`; `SessionsLoading` while nobody knows what is over.
+    pub fn verify(&self, gateway: &Gateway, token: &str, now: u64) -> Result<Rc<Known>, Refusal> {
+        let known = self.genuine(gateway, token, now)?;
+        // Read first: a revocation that comes while we look bumps it, and has us look again.
+        let epoch = gateway.sessions.epoch();
+        if known.live_at.get() != epoch {
+            gateway.sessions.check(&known.claims).inspect_err(|_| gateway.metrics.tokens.revoked.inc())?;
+            known.live_at.set(epoch);
+        }
+        Ok(known)
+    }
+
+    /// What a token says, from the token alone: it may be over, and nothing is remembered.
     ///
     /// # Errors
     /// `ExpiredToken` or `InvalidToken`.
-    pub fn verify(&self, gateway: &Gateway, token: &str, now: u64) -> Result<Rc<Known>, Refusal> {
+    pub fn verify_anew(&self, gateway: &Gateway, token: &str, now: u64) -> Result<VerifiedClaims, Refusal> {
         let counters = &gateway.metrics.tokens;
-        if let Some(known) = self.tokens.borrow_mut().get(token, now) {
-            counters.cached.inc();
-            return Ok(known);
-        }
         match self.snapshot.verifier.verify(token, now) {
             Ok(claims) => {
                 counters.verified.inc();
-                let headers = self.snapshot.identity.claims(&claims);
-                let headers = headers.map(|(name, value)| (name.clone(), value_of(value))).collect();
-                let known = Rc::new(Known { claims, headers });
-                self.tokens.borrow_mut().insert(token, Rc::clone(&known), known.claims.expires_at);
-                Ok(known)
+                Ok(claims)
             }
-            Err(crate::token::TokenError::Expired) => {
+            Err(TokenError::Expired) => {
                 counters.expired.inc();
                 Err(Refusal::ExpiredToken)
             }
-            Err(crate::token::TokenError::Invalid(why)) => {
+            Err(TokenError::Invalid(why)) => {
                 counters.invalid.inc();
-                if why == crate::token::InvalidToken::UnknownKey {
+                if why == InvalidToken::UnknownKey {
                     gateway.look_for_keys();
                 }
                 Err(Refusal::InvalidToken(why))
             }
         }
+    }
+
+    fn genuine(&self, gateway: &Gateway, token: &str, now: u64) -> Result<Rc<Known>, Refusal> {
+        if let Some(known) = self.tokens.borrow_mut().get(token, now) {
+            gateway.metrics.tokens.cached.inc();
+            return Ok(known);
+        }
+        let claims = self.verify_anew(gateway, token, now)?;
+        let headers = self.snapshot.identity.claims(&claims);
+        let headers = headers.map(|(name, value)| (name.clone(), value_of(value))).collect();
+        let known = Rc::new(Known { claims, headers, live_at: Cell::new(0) });
+        self.tokens.borrow_mut().insert(token, Rc::clone(&known), known.claims.expires_at);
+        Ok(known)
     }
 
     /// Networks whose word is believed.

@@ -1,9 +1,11 @@
-//! Where users are kept: the trait [`Users`], its records and its errors, the same for every backend.
+//! Where users and revocations are kept: the traits [`Users`] and [`Sessions`](sessions::Sessions), their
+//! records and errors, the same for every backend.
 //!
 //! A backend answers with rows; whether a password is right is for `login::password`, whether a role
 //! is a configured one for the command line and the policy. Nothing here is on the path of a request
-//! that brings a token: only logins and the `user` commands come here.
+//! that brings a token: only logins, logouts, rotations and commands come here.
 
+pub mod sessions;
 pub mod sqlite;
 
 use std::{error::Error, fmt, future::Future, path::PathBuf, pin::Pin};
@@ -228,6 +230,9 @@ pub enum StoreError {
     Newer(PathBuf),
     /// The file or its folder may not be opened or written.
     Unwritable(PathBuf, Cause),
+    /// The file that was opened is not there any more, or was moved. Nothing is written to it, since a
+    /// change would be lost with it.
+    Gone(PathBuf),
     /// The disk is full. The change was not made.
     Full(PathBuf, Cause),
     /// Another process has kept the database locked. The change was not made.
@@ -242,59 +247,74 @@ pub enum StoreError {
     ReadOnly,
 }
 
+impl StoreError {
+    /// Whether it may pass by itself, or when somebody makes room: trying again makes sense.
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            StoreError::Gone(_) | StoreError::Full(..) | StoreError::Busy(..) | StoreError::Unavailable(..)
+        )
+    }
+}
+
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StoreError::NotAFile(path) => write!(
                 f,
-                "{} is not a file, so it cannot hold the user database: name a file in `users`",
+                "{} is not a file, so it cannot be a database: name a file in `users` and `sessions`",
                 path.display()
             ),
             StoreError::CannotCreate(path, cause) => write!(
                 f,
-                "cannot create the user database {} ({cause}): make its folder writable for the user that \
+                "cannot create the database {} ({cause}): make its folder writable for the user that \
                  runs the gateway",
                 path.display()
             ),
             StoreError::Corrupt(path, _) => write!(
                 f,
-                "the user database {} is damaged or not an SQLite file, and was left as it is: restore it \
+                "the database {} is damaged or not an SQLite file, and was left as it is: restore it \
                  from a backup, or move it away to begin with an empty one",
                 path.display()
             ),
             StoreError::Foreign(path) => write!(
                 f,
                 "{} is another application's database, and was left as it is: name a file of the gateway's \
-                 own in `users`",
+                 own in `users` and `sessions`",
                 path.display()
             ),
             StoreError::Newer(path) => write!(
                 f,
-                "the user database {} was written by a later version of Portcullis, and was left as it is: \
+                "the database {} was written by a later version of Portcullis, and was left as it is: \
                  run that version",
                 path.display()
             ),
             StoreError::Unwritable(path, _) => write!(
                 f,
-                "the user database {} cannot be opened for writing: make the file and its folder writable \
+                "the database {} cannot be opened for writing: make the file and its folder writable \
                  for the user that runs the gateway",
+                path.display()
+            ),
+            StoreError::Gone(path) => write!(
+                f,
+                "the database {} has been moved or removed: put it back, or restart to begin with an empty one",
                 path.display()
             ),
             StoreError::Full(path, _) => write!(
                 f,
-                "no space is left on the disk that holds the user database {}, nothing was changed: free \
+                "no space is left on the disk that holds the database {}, nothing was changed: free \
                  some and try again",
                 path.display()
             ),
             StoreError::Busy(path, _) => write!(
                 f,
-                "the user database {} is locked by another process, nothing was changed: try again when \
+                "the database {} is locked by another process, nothing was changed: try again when \
                  that one is done",
                 path.display()
             ),
             StoreError::Unavailable(path, _) => write!(
                 f,
-                "the user database {} cannot be read or written: check the disk that holds it",
+                "the database {} cannot be read or written: check the disk that holds it",
                 path.display()
             ),
             StoreError::Duplicate(name) => {
@@ -318,6 +338,7 @@ impl Error for StoreError {
             | StoreError::Full(_, cause)
             | StoreError::Unavailable(_, cause) => Some(cause.as_ref()),
             StoreError::NotAFile(_)
+            | StoreError::Gone(_)
             | StoreError::Corrupt(_, None)
             | StoreError::Busy(_, None)
             | StoreError::Foreign(_)

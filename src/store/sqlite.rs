@@ -1,9 +1,12 @@
-//! Users in an SQLite file: the store that needs nothing installed.
+//! Users in an SQLite file: the store that needs nothing installed. Revocations ([`sessions`]) are kept
+//! alike, in the same file or in another one.
 //!
 //! The gateway and the `user` commands may have the file open at once, in several processes; a change
 //! that was answered with success is on the disk (WAL with `synchronous = FULL`,
 //! <https://www.sqlite.org/pragma.html#pragma_synchronous>). A file that is damaged, another
 //! application's, or a later version's is refused before anything is written to it.
+
+pub mod sessions;
 
 use super::{Cause, NewUser, StoreError, StoreFuture, UserRecord, Username, Users};
 use sqlx::{
@@ -15,6 +18,7 @@ use std::{
     borrow::Cow,
     fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -28,26 +32,35 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const CONNECTIONS: u32 = 4;
 
 /// (version, what it does, its SQL); once released, none may change.
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 3] = [
     (1, "users", include_str!("../../migrations/sqlite/0001_users.sql")),
+    (2, "sessions", include_str!("../../migrations/sqlite/0002_sessions.sql")),
     (4, "salts", include_str!("../../migrations/sqlite/0004_salts.sql")),
 ];
 
-/// An open user database. Cheap to clone; the clones share their connections.
-#[derive(Clone, Debug)]
-pub struct SqliteUsers {
-    pool: SqlitePool,
+/// A database file that is open, and followed when another takes its place.
+#[derive(Debug)]
+struct Database {
+    /// As it was given, for messages.
     path: PathBuf,
+    /// Absolute.
+    file: PathBuf,
+    opened: Mutex<Opened>,
+    /// Held by whoever opens the file again.
+    reopening: tokio::sync::Mutex<()>,
 }
 
-impl SqliteUsers {
-    /// Opens the file, and makes it (mode 0600) and its folder (mode 0700) when they are not there.
-    ///
-    /// The pool runs on the runtime that this is called on. An existing file keeps its mode.
-    ///
-    /// # Errors
-    /// Everything that [`StoreError`] says of a store itself; the file is then as it was.
-    pub async fn open(path: &Path) -> Result<SqliteUsers, StoreError> {
+#[derive(Clone, Debug)]
+struct Opened {
+    pool: SqlitePool,
+    identity: Identity,
+}
+
+/// Device and inode: which file it is, whatever its name.
+type Identity = (u64, u64);
+
+impl Database {
+    async fn open(path: &Path) -> Result<Database, StoreError> {
         // Absolute, since SQLite would take a relative name that begins with `file:` for a URI.
         let file =
             std::path::absolute(path).map_err(|cause| StoreError::CannotCreate(path.to_owned(), cause))?;
@@ -55,35 +68,117 @@ impl SqliteUsers {
             CreateError::NotAFile => StoreError::NotAFile(path.to_owned()),
             CreateError::Io(cause) => StoreError::CannotCreate(path.to_owned(), cause),
         })?;
+        let opened = open_patiently(&file, path).await?;
+        Ok(Database {
+            path: path.to_owned(),
+            file,
+            opened: Mutex::new(opened),
+            reopening: Default::default(),
+        })
+    }
 
-        // Switching to WAL and the first migration can meet another process that does the same, and
-        // SQLite answers "busy" to the former at once, whatever the timeout.
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match open_file(&file, path).await {
-                Err(StoreError::Busy(..)) if Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(25)).await;
-                }
-                Err(error) => return Err(error),
-                Ok(pool) => return Ok(SqliteUsers { pool, path: path.to_owned() }),
-            }
+    /// The connections to the file that is there now. A file that was moved away takes no change: it
+    /// would be lost with it.
+    async fn pool(&self) -> Result<SqlitePool, StoreError> {
+        let identity = self.identity()?;
+        let opened = self.opened();
+        if opened.identity == identity {
+            return Ok(opened.pool);
         }
+        let _one_at_a_time = self.reopening.lock().await;
+        let before = self.opened();
+        if before.identity == identity {
+            return Ok(before.pool);
+        }
+        let opened = open_patiently(&self.file, &self.path).await?;
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = opened.clone();
+        before.pool.close().await;
+        Ok(opened.pool)
+    }
+
+    /// Whether what was just written through `pool` is where the next start will look for it.
+    fn holds(&self, pool: &SqlitePool) -> Result<(), StoreError> {
+        let (identity, opened) = (self.identity()?, self.opened());
+        if opened.identity == identity && !pool.is_closed() {
+            return Ok(());
+        }
+        Err(StoreError::Gone(self.path.clone()))
+    }
+
+    fn identity(&self) -> Result<Identity, StoreError> {
+        identity_of(&self.file).ok_or_else(|| StoreError::Gone(self.path.clone()))
+    }
+
+    fn opened(&self) -> Opened {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn close(&self) {
+        let pool = self.opened().pool;
+        pool.close().await;
+    }
+
+    fn failed(&self, error: sqlx::Error) -> StoreError {
+        store_error(&self.path, error)
+    }
+}
+
+fn identity_of(file: &Path) -> Option<Identity> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = fs::metadata(file).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+/// As [`open_file`], where another process may be doing the same.
+async fn open_patiently(file: &Path, shown: &Path) -> Result<Opened, StoreError> {
+    // Switching to WAL and the first migration can meet another process that does the same, and
+    // SQLite answers "busy" to the former at once, whatever the timeout.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let identity = identity_of(file).ok_or_else(|| StoreError::Gone(shown.to_owned()))?;
+        match open_file(file, shown).await {
+            Err(StoreError::Busy(..)) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(25)).await;
+            }
+            Err(error) => return Err(error),
+            Ok(pool) => return Ok(Opened { pool, identity }),
+        }
+    }
+}
+
+/// An open user database. Cheap to clone; the clones share their connections.
+#[derive(Clone, Debug)]
+pub struct SqliteUsers {
+    database: Arc<Database>,
+}
+
+impl SqliteUsers {
+    /// Opens the file, and makes it (mode 0600) and its folder (mode 0700) when they are not there.
+    ///
+    /// The pool runs on the runtime that this is called on. An existing file keeps its mode. While the
+    /// file is moved away every method answers `Gone`; one that takes its place is opened when it is
+    /// needed.
+    ///
+    /// # Errors
+    /// Everything that [`StoreError`] says of a store itself; the file is then as it was.
+    pub async fn open(path: &Path) -> Result<SqliteUsers, StoreError> {
+        Ok(SqliteUsers { database: Arc::new(Database::open(path).await?) })
     }
 
     /// The file, as it was given to [`open`](SqliteUsers::open).
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.database.path
     }
 
     /// Waits for what is running, then folds the write-ahead log into the file and closes it.
     /// Not needed for durability: what was acknowledged is on the disk already.
     pub async fn close(&self) {
-        self.pool.close().await;
+        self.database.close().await;
     }
 
     fn failed(&self, error: sqlx::Error) -> StoreError {
-        store_error(&self.path, error)
+        self.database.failed(error)
     }
 
     /// Runs an UPDATE or DELETE that must hit the one user of that name.
@@ -92,11 +187,12 @@ impl SqliteUsers {
         username: &str,
         query: sqlx::query::Query<'_, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>,
     ) -> Result<(), StoreError> {
-        let done = query.execute(&self.pool).await.map_err(|error| self.failed(error))?;
+        let pool = self.database.pool().await?;
+        let done = query.execute(&pool).await.map_err(|error| self.failed(error))?;
         if done.rows_affected() == 0 {
             return Err(StoreError::NotFound(username.to_owned()));
         }
-        Ok(())
+        self.database.holds(&pool)
     }
 }
 
@@ -107,7 +203,7 @@ impl Users for SqliteUsers {
             sqlx::query("SELECT * FROM users WHERE username = ?")
                 .bind(username.as_str())
                 .try_map(record)
-                .fetch_optional(&self.pool)
+                .fetch_optional(&self.database.pool().await?)
                 .await
                 .map_err(|error| self.failed(error))
         })
@@ -117,7 +213,7 @@ impl Users for SqliteUsers {
         Box::pin(async move {
             sqlx::query("SELECT * FROM users ORDER BY id")
                 .try_map(record)
-                .fetch_all(&self.pool)
+                .fetch_all(&self.database.pool().await?)
                 .await
                 .map_err(|error| self.failed(error))
         })
@@ -125,13 +221,15 @@ impl Users for SqliteUsers {
 
     fn add(&self, user: NewUser) -> StoreFuture<'_, UserRecord> {
         Box::pin(async move {
-            insert(&user).try_map(record).fetch_one(&self.pool).await.map_err(|error| {
+            let pool = self.database.pool().await?;
+            let added = insert(&user).try_map(record).fetch_one(&pool).await.map_err(|error| {
                 if is_duplicate(&error) {
                     StoreError::Duplicate(user.username.to_string())
                 } else {
                     self.failed(error)
                 }
-            })
+            })?;
+            self.database.holds(&pool).map(|()| added)
         })
     }
 
@@ -176,8 +274,9 @@ impl Users for SqliteUsers {
     fn import(&self, users: Vec<NewUser>) -> StoreFuture<'_, ()> {
         Box::pin(async move {
             // IMMEDIATE: a transaction that began as a reader could not wait for another writer.
+            let pool = self.database.pool().await?;
             let mut transaction =
-                self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(|error| self.failed(error))?;
+                pool.begin_with("BEGIN IMMEDIATE").await.map_err(|error| self.failed(error))?;
             for user in &users {
                 insert(user).execute(&mut *transaction).await.map_err(|error| {
                     if is_duplicate(&error) {
@@ -187,14 +286,15 @@ impl Users for SqliteUsers {
                     }
                 })?;
             }
-            transaction.commit().await.map_err(|error| self.failed(error))
+            transaction.commit().await.map_err(|error| self.failed(error))?;
+            self.database.holds(&pool)
         })
     }
 
     fn ping(&self) -> StoreFuture<'_, ()> {
         Box::pin(async move {
             sqlx::query("SELECT id FROM users LIMIT 1")
-                .execute(&self.pool)
+                .execute(&self.database.pool().await?)
                 .await
                 .map_err(|error| self.failed(error))?;
             Ok(())
@@ -206,7 +306,7 @@ impl Users for SqliteUsers {
             sqlx::query("SELECT * FROM users ORDER BY id DESC LIMIT ?")
                 .bind(most)
                 .try_map(record)
-                .fetch_all(&self.pool)
+                .fetch_all(&self.database.pool().await?)
                 .await
                 .map_err(|error| self.failed(error))
         })
@@ -225,7 +325,7 @@ impl Users for SqliteUsers {
             .bind(to)
             .bind(stored_form(username))
             .bind(from)
-            .execute(&self.pool)
+            .execute(&self.database.pool().await?)
             .await
             .map_err(|error| self.failed(error))?;
             Ok(())
@@ -438,7 +538,7 @@ mod tests {
         let (_folder, users) = fresh().await;
         let mut held = Vec::new();
         for _ in 0..CONNECTIONS {
-            let mut connection = users.pool.acquire().await.unwrap();
+            let mut connection = users.database.opened().pool.acquire().await.unwrap();
             for (pragma, is) in [("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", 5000)] {
                 let sql = sqlx::AssertSqlSafe(format!("PRAGMA {pragma}"));
                 let value: i64 = sqlx::query_scalar(sql).fetch_one(&mut *connection).await.unwrap();
@@ -621,7 +721,7 @@ mod tests {
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
              VALUES (9999, 'of next year', true, x'00', 0)",
         )
-        .execute(&users.pool)
+        .execute(&users.database.opened().pool)
         .await
         .unwrap();
         let refused = SqliteUsers::open(users.path()).await.unwrap_err();
@@ -653,12 +753,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_file_that_was_moved_takes_no_change_and_works_again_when_it_is_back() {
+        let (folder, users) = fresh().await;
+        users.add(user("vera")).await.unwrap();
+        let (here, there) = (users.path().to_owned(), folder.path().join("moved.db"));
+        fs::rename(&here, &there).unwrap();
+        for refused in [
+            users.ping().await.unwrap_err(),
+            users.find("vera").await.map(drop).unwrap_err(),
+            users.set_role("vera", "Editor").await.unwrap_err(),
+            users.import(vec![user("emil")]).await.unwrap_err(),
+        ] {
+            assert!(matches!(refused, StoreError::Gone(_)), "{refused:?}");
+        }
+        fs::rename(&there, &here).unwrap();
+        assert_eq!(users.find("vera").await.unwrap().unwrap().role, "Viewer");
+        // And so does another file in its place.
+        let other = SqliteUsers::open(&folder.path().join("other.db")).await.unwrap();
+        other.add(user("emil")).await.unwrap();
+        other.close().await;
+        fs::remove_file(folder.path().join("data/users.db-wal")).unwrap();
+        fs::rename(folder.path().join("other.db"), &here).unwrap();
+        assert!(users.find("emil").await.unwrap().is_some());
+        assert!(users.find("vera").await.unwrap().is_none());
+    }
+
+    #[tokio::test]
     async fn a_full_disk_loses_the_change_and_nothing_else() {
         let (_folder, users) = fresh().await;
         users.add(user("vera")).await.unwrap();
         let mut held = Vec::new();
         for _ in 0..CONNECTIONS {
-            let mut connection = users.pool.acquire().await.unwrap();
+            let mut connection = users.database.opened().pool.acquire().await.unwrap();
             sqlx::raw_sql("PRAGMA max_page_count = 1").execute(&mut *connection).await.unwrap();
             held.push(connection);
         }

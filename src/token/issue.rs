@@ -24,6 +24,37 @@ pub struct Subject<'a> {
     pub email: Option<&'a str>,
 }
 
+/// When a token counts, and what it descends from.
+#[derive(Clone, Copy, Debug)]
+pub struct Session<'a> {
+    /// `iat`, in Unix seconds.
+    pub issued_at: u64,
+    /// `exp`, in Unix seconds.
+    pub expires_at: u64,
+    /// `gen`: the mark that the user had before the record was read that the token is made from.
+    pub generation: u64,
+    /// The login that the token descends from; `None`: this is one.
+    pub login: Option<Ancestor<'a>>,
+}
+
+impl Session<'_> {
+    /// That of a login at `now` (Unix seconds), which lasts `ttl`; a fraction of a second is dropped.
+    pub fn begin(now: u64, ttl: Duration, generation: u64) -> Self {
+        Self { issued_at: now, expires_at: now.saturating_add(ttl.as_secs()), generation, login: None }
+    }
+}
+
+/// The login that a token descends from.
+#[derive(Clone, Copy, Debug)]
+pub struct Ancestor<'a> {
+    /// `sid`
+    pub sid: &'a str,
+    /// `auth_time`, in Unix seconds.
+    pub auth_time: u64,
+    /// `jti` of the new token: chosen before it is made, so that it can be made twice.
+    pub jti: &'a str,
+}
+
 /// A token as it was just signed.
 #[derive(Clone)]
 pub struct Issued {
@@ -72,7 +103,6 @@ pub struct Signer {
     key: SigningKey,
     issuer: String,
     audience: String,
-    ttl: Duration,
     /// The encoded header, the same for every token.
     header: String,
 }
@@ -85,8 +115,10 @@ struct Written<'a> {
     aud: &'a str,
     exp: u64,
     iat: u64,
+    auth_time: u64,
     jti: &'a str,
     sid: &'a str,
+    r#gen: u64,
     preferred_username: &'a str,
     role: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -96,32 +128,18 @@ struct Written<'a> {
 }
 
 impl Signer {
-    /// `ttl` counts in whole seconds; a fraction is dropped.
-    pub fn new(
-        key: SigningKey,
-        issuer: impl Into<String>,
-        audience: impl Into<String>,
-        ttl: Duration,
-    ) -> Self {
+    /// `issuer` and `audience` become `iss` and `aud`.
+    pub fn new(key: SigningKey, issuer: impl Into<String>, audience: impl Into<String>) -> Self {
         let header = serde_json::json!({ "alg": key.algorithm().name(), "kid": key.kid(), "typ": "JWT" });
         let header = compact::encode(header.to_string().as_bytes());
-        Self { key, issuer: issuer.into(), audience: audience.into(), ttl, header }
+        Self { key, issuer: issuer.into(), audience: audience.into(), header }
     }
 
-    /// A token that starts at `now` (Unix seconds) and lasts for the configured time, with a fresh
-    /// `jti` and the `sid` of a new login.
+    /// A token for `subject`, with a fresh `jti` and `sid` where it is a login's own.
     ///
     /// # Errors
     /// `Unfit` for a subject that could not be a header value, `Library` if signing fails.
-    pub fn issue(&self, subject: &Subject<'_>, now: u64) -> Result<Issued, IssueError> {
-        self.issue_for(subject, now, self.ttl)
-    }
-
-    /// Like [`Signer::issue`], with another lifetime.
-    ///
-    /// # Errors
-    /// As [`Signer::issue`].
-    pub fn issue_for(&self, subject: &Subject<'_>, now: u64, ttl: Duration) -> Result<Issued, IssueError> {
+    pub fn issue(&self, subject: &Subject<'_>, session: &Session<'_>) -> Result<Issued, IssueError> {
         let identity =
             [("sub", subject.id), ("preferred_username", subject.username), ("role", subject.role)];
         for (claim, text) in identity.into_iter().chain(subject.email.map(|email| ("email", email))) {
@@ -132,16 +150,21 @@ impl Signer {
         if !subject.name.is_none_or(fits_display) {
             return Err(IssueError::Unfit("name"));
         }
-        let (jti, sid) = (random_id()?, random_id()?);
-        let expires_at = now.saturating_add(ttl.as_secs());
+        let (jti, sid, auth_time) = match session.login {
+            None => (random_id()?, random_id()?, session.issued_at),
+            Some(login) => (login.jti.to_owned(), login.sid.to_owned(), login.auth_time),
+        };
+        let expires_at = session.expires_at;
         let claims = Written {
             iss: &self.issuer,
             sub: subject.id,
             aud: &self.audience,
             exp: expires_at,
-            iat: now,
+            iat: session.issued_at,
+            auth_time,
             jti: &jti,
             sid: &sid,
+            r#gen: session.generation,
             preferred_username: subject.username,
             role: subject.role,
             name: subject.name,
@@ -156,8 +179,11 @@ impl Signer {
     }
 }
 
-/// 128 random bits in base64url: never met twice (RFC 7519 §4.1.7).
-fn random_id() -> Result<String, IssueError> {
+/// 128 random bits in base64url, for a `jti` or `sid`: never met twice (RFC 7519 §4.1.7).
+///
+/// # Errors
+/// `Library` if there is no randomness.
+pub fn random_id() -> Result<String, IssueError> {
     let mut bytes = [0; 16];
     SystemRandom::new().fill(&mut bytes).map_err(|_| IssueError::Library)?;
     Ok(compact::encode(&bytes))
@@ -173,12 +199,16 @@ mod tests {
 
     fn signer() -> Signer {
         let key = SigningKey::from_secret("k1", &[7; 32], Algorithm::HS256).unwrap();
-        Signer::new(key, "portcullis", "cms", Duration::from_millis(3_600_900))
+        Signer::new(key, "portcullis", "cms")
+    }
+
+    fn login(now: u64) -> Session<'static> {
+        Session::begin(now, Duration::from_millis(3_600_900), 5)
     }
 
     #[test]
     fn a_token_says_who_it_is_for_and_nothing_that_is_not_known() {
-        let issued = signer().issue(&VERA, 1000).unwrap();
+        let issued = signer().issue(&VERA, &login(1000)).unwrap();
         assert_eq!(issued.expires_at, 4600, "whole seconds");
         let seen = decode_without_verifying(&issued.token).unwrap();
         assert_eq!(seen.header, serde_json::json!({ "alg": "HS256", "kid": "k1", "typ": "JWT" }));
@@ -186,7 +216,20 @@ mod tests {
         let names: Vec<_> = claims.keys().map(String::as_str).collect();
         assert_eq!(
             names,
-            ["iss", "sub", "aud", "exp", "iat", "jti", "sid", "preferred_username", "role", "name"]
+            [
+                "iss",
+                "sub",
+                "aud",
+                "exp",
+                "iat",
+                "auth_time",
+                "jti",
+                "sid",
+                "gen",
+                "preferred_username",
+                "role",
+                "name"
+            ]
         );
         assert_eq!(
             (&claims["sub"], &claims["exp"], &claims["iat"]),
@@ -198,15 +241,27 @@ mod tests {
     }
 
     #[test]
+    fn a_successor_belongs_to_the_login_that_it_descends_from_and_can_be_made_twice() {
+        let ancestor = Ancestor { sid: "login", auth_time: 900, jti: "next" };
+        let session = Session { login: Some(ancestor), ..login(1000) };
+        let issued = signer().issue(&VERA, &session).unwrap();
+        let claims = decode_without_verifying(&issued.token).unwrap().claims;
+        assert_eq!((&claims["sid"], &claims["jti"]), (&"login".into(), &"next".into()));
+        assert_eq!(claims["auth_time"], 900);
+        assert_eq!(signer().issue(&VERA, &session).unwrap().token, issued.token);
+    }
+
+    #[test]
     fn no_two_tokens_share_an_id() {
-        let (one, two) = (signer().issue(&VERA, 1).unwrap(), signer().issue(&VERA, 1).unwrap());
+        let (one, two) =
+            (signer().issue(&VERA, &login(1)).unwrap(), signer().issue(&VERA, &login(1)).unwrap());
         assert_ne!(one.jti, two.jti);
         assert_ne!(one.token, two.token);
     }
 
     #[test]
     fn a_lifetime_past_the_end_of_time_does_not_wrap() {
-        let issued = signer().issue_for(&VERA, u64::MAX - 1, Duration::from_secs(60)).unwrap();
+        let issued = signer().issue(&VERA, &login(u64::MAX - 1)).unwrap();
         assert_eq!(issued.expires_at, u64::MAX);
     }
 
@@ -220,13 +275,13 @@ mod tests {
             (Subject { email: Some("v@example.com "), ..VERA }, "email"),
             (Subject { name: Some("Ve\u{85}ra"), ..VERA }, "name"),
         ] {
-            assert_eq!(signer().issue(&subject, 1).unwrap_err(), IssueError::Unfit(claim));
+            assert_eq!(signer().issue(&subject, &login(1)).unwrap_err(), IssueError::Unfit(claim));
         }
     }
 
     #[test]
     fn debug_output_shows_no_token() {
-        let issued = signer().issue(&VERA, 1).unwrap();
+        let issued = signer().issue(&VERA, &login(1)).unwrap();
         assert!(!format!("{issued:?}").contains(&issued.token));
     }
 }

@@ -5,13 +5,13 @@
 //! socket, and nothing logs. The cryptography is `jsonwebtoken`'s; which key decides which
 //! algorithm, and what a claim may look like, is decided here (RFC 8725).
 //!
-//! Not here: where keys are kept and when they are read again, which tokens have been revoked,
-//! and what a role may do.
+//! Not here: where keys and revocations are kept and when they are read again, and what a role may do.
 
 pub mod cache;
 pub mod compact;
 pub mod issue;
 pub mod keys;
+pub mod revoked;
 pub mod ring;
 pub mod verify;
 #[cfg(test)]
@@ -22,11 +22,12 @@ use std::sync::Arc;
 
 pub use cache::TokenCache;
 pub use compact::{Unverified, decode_without_verifying};
-pub use issue::{IssueError, Issued, Signer, Subject};
+pub use issue::{Ancestor, IssueError, Issued, Session, Signer, Subject};
 pub use keys::{
     Algorithm, KeyError, SigningKey, SkipReason, SkippedKey, VerifyingKey, generate_pkcs8_pem, jwks,
     parse_jwks,
 };
+pub use revoked::{Revocation, Revocations};
 pub use ring::{KeyState, Ring, RingKey};
 pub use verify::{ClaimPath, Issuer, IssuerKind, Trusted, VerifiedClaims, Verifier};
 
@@ -55,6 +56,21 @@ pub struct Claims {
     pub issued_at: u64,
     /// `exp` as written; the leeway is not in it.
     pub expires_at: u64,
+    /// What only our own tokens say; `None` for a trusted issuer's.
+    pub own: Option<OwnClaims>,
+    /// By what the token can be ended.
+    pub keys: revoked::Keys,
+}
+
+/// Claims that count in our own tokens alone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct OwnClaims {
+    /// `gen`: the mark that its user had when it was issued. A token whose user has been given a higher
+    /// one since is over. Absent where somebody else makes tokens with our key; then `iat` has to do.
+    pub generation: Option<u64>,
+    /// `auth_time` (OpenID Connect Core 1.0 §2): when the login was that it descends from. `iat` where it
+    /// is absent.
+    pub auth_time: u64,
 }
 
 /// Why a token does not count.
@@ -92,7 +108,7 @@ impl From<InvalidToken> for TokenError {
     }
 }
 
-/// Why a token is not genuine. For the log and the metrics only: a client is told "Invalid token".
+/// Why a token is not genuine, or does not count any more. For the log and the metrics only: a client is told "Invalid token".
 /// Holds nothing that a client sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum InvalidToken {
@@ -133,6 +149,12 @@ pub enum InvalidToken {
     NotYetValid,
     /// `iat` lies further ahead than clocks differ.
     IssuedInFuture,
+    /// Genuine, but it was revoked, rotated or logged out.
+    TokenRevoked,
+    /// Genuine, but the login that it descends from was ended.
+    SessionRevoked,
+    /// Genuine, but older than the last thing that ended all tokens of its user.
+    UserRevoked,
 }
 
 impl InvalidToken {
@@ -158,6 +180,9 @@ impl InvalidToken {
             Self::WrongAudience => "wrong_audience",
             Self::NotYetValid => "not_yet_valid",
             Self::IssuedInFuture => "issued_in_future",
+            Self::TokenRevoked => "token_revoked",
+            Self::SessionRevoked => "session_revoked",
+            Self::UserRevoked => "user_revoked",
         }
     }
 }
@@ -188,6 +213,9 @@ impl fmt::Display for InvalidToken {
             Self::WrongAudience => "the token is for another audience",
             Self::NotYetValid => "the token is not valid yet",
             Self::IssuedInFuture => "the token says it was issued in the future",
+            Self::TokenRevoked => "the token was revoked",
+            Self::SessionRevoked => "the login that the token descends from was ended",
+            Self::UserRevoked => "all tokens of the user that were issued before were ended",
         };
         f.write_str(sentence)
     }

@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use super::compact::{self, Header, Object, Parts};
 use super::keys::VerifyingKey;
-use super::{Claims, InvalidToken, TokenError, fits_display, fits_identity};
+use super::revoked::{Key, Keys};
+use super::{Claims, InvalidToken, OwnClaims, TokenError, fits_display, fits_identity};
 
 /// How far `iat` may lie ahead, besides the leeway: clocks differ, but not by more.
 const CLOCK_SKEW_SECONDS: u64 = 60;
@@ -162,21 +163,30 @@ impl Verifier {
         if issued_at > latest_start.saturating_add(CLOCK_SKEW_SECONDS) {
             return Err(InvalidToken::IssuedInFuture.into());
         }
-        let verified = self.read(issuer, &claims, issued_at, expires_at)?;
+        let verified = self.read(issuer, &claims, parts.signed, issued_at, expires_at)?;
         if now >= expires_at.saturating_add(self.leeway_seconds) {
             return Err(TokenError::Expired);
         }
         Ok(VerifiedClaims(verified))
     }
 
+    /// Whether this is the `iss` of a trusted issuer, not our own.
+    pub fn trusts(&self, issuer: &str) -> bool {
+        let named = |known: &&Issuer| *known.issuer == *issuer;
+        self.issuers.iter().find(named).is_some_and(|known| matches!(known.kind, IssuerKind::Trusted(_)))
+    }
+
     fn read(
         &self,
         issuer: &Issuer,
         claims: &Object,
+        signed: &str,
         issued_at: u64,
         expires_at: u64,
     ) -> Result<Claims, InvalidToken> {
         let subject = required_text(claims, "sub")?;
+        let (jti, sid) =
+            (optional_text(claims, "jti", fits_identity)?, optional_text(claims, "sid", fits_identity)?);
         let (subject, username, role) = match &issuer.kind {
             IssuerKind::Own => {
                 required_text(claims, "jti")?;
@@ -197,6 +207,20 @@ impl Verifier {
                 (format!("{}{subject}", trusted.id_prefix), username, self.highest_role(trusted, claims)?)
             }
         };
+        let own = match issuer.kind {
+            IssuerKind::Own => Some(OwnClaims {
+                generation: generation(claims)?,
+                auth_time: date(claims, "auth_time")?.unwrap_or(issued_at),
+            }),
+            IssuerKind::Trusted(_) => None,
+        };
+        // Under its own name, or a change of `tokens.issuer` would bring back what was revoked.
+        let named_by = if own.is_some() { "" } else { &*issuer.issuer };
+        let keys = Keys {
+            token: jti.as_deref().map_or_else(|| Key::unnamed_token(signed), |jti| Key::token(named_by, jti)),
+            family: sid.as_deref().filter(|_| own.is_some()).map(Key::family),
+            subject: Key::subject(named_by, &subject),
+        };
         Ok(Claims {
             issuer: Arc::clone(&issuer.issuer),
             subject,
@@ -204,10 +228,12 @@ impl Verifier {
             role,
             name: optional_text(claims, "name", fits_display)?,
             email: optional_text(claims, "email", fits_identity)?,
-            jti: optional_text(claims, "jti", fits_identity)?,
-            sid: optional_text(claims, "sid", fits_identity)?,
+            jti,
+            sid,
             issued_at,
             expires_at,
+            own,
+            keys,
         })
     }
 
@@ -304,6 +330,14 @@ fn required_date(claims: &Object, name: &'static str) -> Result<u64, InvalidToke
     date(claims, name)?.ok_or(InvalidToken::MissingClaim(name))
 }
 
+/// `gen` of our own tokens: a whole number, or absent.
+fn generation(claims: &Object) -> Result<Option<u64>, InvalidToken> {
+    match claims.get("gen") {
+        None => Ok(None),
+        Some(value) => value.as_u64().map(Some).ok_or(InvalidToken::BadClaim("gen")),
+    }
+}
+
 /// A NumericDate (RFC 7519 §2): a JSON number of seconds, possibly with a fraction, which is cut.
 /// A string, a negative number or a date past the year 9999 is none.
 fn date(claims: &Object, name: &'static str) -> Result<Option<u64>, InvalidToken> {
@@ -332,7 +366,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::token::{Algorithm, Signer, SigningKey, Subject, generate_pkcs8_pem, jwks, parse_jwks};
+    use crate::token::{
+        Algorithm, Session, Signer, SigningKey, Subject, generate_pkcs8_pem, jwks, parse_jwks,
+    };
 
     const NOW: u64 = 1_000_000;
     const SECRET: [u8; 64] = [7; 64];
@@ -424,7 +460,7 @@ mod tests {
         for algorithm in Algorithm::ALL {
             let key = fresh_key("k1", algorithm);
             let verifier = verifier(vec![own(std::slice::from_ref(&key))]);
-            let signer = Signer::new(key, "portcullis", "cms", Duration::from_secs(60));
+            let signer = Signer::new(key, "portcullis", "cms");
             let subject = Subject {
                 id: "7",
                 username: "vera",
@@ -432,7 +468,7 @@ mod tests {
                 name: Some("Vera Ödegård"),
                 email: Some("v@example.com"),
             };
-            let issued = signer.issue(&subject, NOW).unwrap();
+            let issued = signer.issue(&subject, &Session::begin(NOW, Duration::from_secs(60), 0)).unwrap();
             let claims = verifier.verify(&issued.token, NOW).unwrap();
             assert_eq!((&*claims.issuer, claims.subject.as_str()), ("portcullis", "7"), "{algorithm}");
             assert_eq!(claims.username.as_deref(), Some("vera"));
@@ -795,6 +831,53 @@ mod tests {
             format!("{token}A"),
         ] {
             assert!(matches!(verifier.verify(&other, NOW), Err(TokenError::Invalid(_))), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_a_token_is_ended_by_follows_from_its_claims_and_never_from_its_text() {
+        let verifier = verifier(vec![
+            own(&[secret_key()]),
+            foreign(&secret_key(), Trusted { id_prefix: "idp:".into(), ..trusted("role", &[]) }),
+        ]);
+        let ours = verify(&verifier, &claims()).unwrap();
+        assert_eq!(
+            ours.keys,
+            Keys {
+                token: Key::token("", "id"),
+                family: Some(Key::family("login")),
+                subject: Key::subject("", "7")
+            }
+        );
+        // Another text: one more claim, another order.
+        let again = verify(&verifier, &with(claims(), "email", json!("v@example.com"))).unwrap();
+        assert_eq!(again.keys, ours.keys);
+        let named = with(with(foreign_claims(), "jti", json!("id")), "sid", json!("login"));
+        let issuer = "https://idp.example";
+        let theirs =
+            Keys { token: Key::token(issuer, "id"), family: None, subject: Key::subject(issuer, "idp:u1") };
+        assert_eq!(verify(&verifier, &named).unwrap().keys, theirs);
+        let token = signed(&secret_key(), r#"{"alg":"HS256","kid":"k1"}"#, &foreign_claims().to_string());
+        let unnamed = verifier.verify(&token, NOW).unwrap().keys.token;
+        assert_eq!(unnamed, Key::unnamed_token(token.rsplit_once('.').unwrap().0));
+    }
+
+    #[test]
+    fn our_own_tokens_say_when_the_login_was_and_what_mark_the_user_had() {
+        let verifier = verifier(vec![own(&[secret_key()]), foreign(&secret_key(), trusted("role", &[]))]);
+        let is = |claims: &Value| verify(&verifier, claims).map(|claims| claims.own);
+        let told = |generation, auth_time| Ok(Some(OwnClaims { generation, auth_time }));
+        let both = with(with(claims(), "gen", json!(9)), "auth_time", json!(NOW - 5));
+        for (claims, expected) in [
+            (both, told(Some(9), NOW - 5)),
+            (claims(), told(None, NOW)),
+            (with(claims(), "gen", json!(-1)), Err(InvalidToken::BadClaim("gen").into())),
+            (with(claims(), "gen", json!("9")), Err(InvalidToken::BadClaim("gen").into())),
+            (with(claims(), "gen", Value::Null), Err(InvalidToken::BadClaim("gen").into())),
+            (with(claims(), "auth_time", json!("x")), Err(InvalidToken::BadClaim("auth_time").into())),
+            (with(foreign_claims(), "gen", json!("theirs")), Ok(None)),
+        ] {
+            assert_eq!(is(&claims), expected, "{claims}");
         }
     }
 

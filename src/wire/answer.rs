@@ -46,6 +46,12 @@ pub enum Refusal {
     LoginBodyTooLarge,
     /// The user store failed during a login.
     UserStore,
+    /// The session store failed: nothing was ended and nothing rotated.
+    SessionStore,
+    /// What was revoked has not been read yet, so no token can be judged.
+    SessionsLoading,
+    /// The token is genuine but cannot be rotated: another issuer's, or it belongs to no login.
+    NotRotatable,
     /// The method is not one of those that the gateway's own endpoint takes.
     MethodNotAllowed(&'static str),
     /// No connection to the upstream.
@@ -100,9 +106,11 @@ impl Refusal {
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
             }
             Self::Head(HeadError::HeadTooSlow | HeadError::BodyTooSlow) => StatusCode::REQUEST_TIMEOUT,
-            Self::Head(_) | Self::Path(_) | Self::AmbiguousCredentials | Self::LoginBody(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Head(_)
+            | Self::Path(_)
+            | Self::AmbiguousCredentials
+            | Self::LoginBody(_)
+            | Self::NotRotatable => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge | Self::LoginBodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoCredentials | Self::InvalidToken(_) | Self::ExpiredToken | Self::WrongCredentials(_) => {
                 StatusCode::UNAUTHORIZED
@@ -115,9 +123,11 @@ impl Refusal {
                 StatusCode::BAD_GATEWAY
             }
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::UpstreamBusy | Self::TooManyConnections | Self::LoginBusy => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::UpstreamBusy
+            | Self::TooManyConnections
+            | Self::LoginBusy
+            | Self::SessionStore
+            | Self::SessionsLoading => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -139,6 +149,9 @@ impl Refusal {
             Self::LoginBody(what) => what.clone(),
             Self::LoginBodyTooLarge => "Login body too large".to_owned(),
             Self::UserStore => "Failed to fetch user".to_owned(),
+            Self::SessionStore => "Session store unavailable".to_owned(),
+            Self::SessionsLoading => "Starting, try again in a moment".to_owned(),
+            Self::NotRotatable => "Only tokens that were issued here at a login can be rotated".to_owned(),
             Self::MethodNotAllowed(_) => "Method not allowed".to_owned(),
             Self::UpstreamUnreachable
             | Self::UpstreamReset
@@ -167,6 +180,9 @@ impl Refusal {
             Self::LoginBody(_) => "login_body",
             Self::LoginBodyTooLarge => "login_body_too_large",
             Self::UserStore => "user_store",
+            Self::SessionStore => "session_store",
+            Self::SessionsLoading => "sessions_loading",
+            Self::NotRotatable => "not_rotatable",
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::UpstreamUnreachable => "upstream_unreachable",
             Self::UpstreamReset => "upstream_reset",
@@ -244,6 +260,14 @@ impl Refusal {
         bytes.extend_from_slice(response.body());
         bytes
     }
+}
+
+/// 204, which nobody may store.
+pub fn no_content() -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 /// A JSON response that nobody may store.

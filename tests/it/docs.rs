@@ -7,7 +7,7 @@ use bytes::Bytes;
 use clap::CommandFactory;
 use http::Response;
 use http_body_util::Full;
-use portcullis::observe::audit::{Event, KeyChange, Trigger, UserChange};
+use portcullis::observe::audit::{Event, KeyChange, Scope, Trigger, UserChange};
 use serde_json::{Value, json};
 
 use crate::harness::{Gateway, Upstream, run};
@@ -272,8 +272,10 @@ fn the_reference_has_every_event_and_reason_of_the_audit_log_and_no_other() {
     is("reload_refused", all!(Trigger));
     is("key_change", all!(KeyChange));
     is("user_change", all!(UserChange));
-    is("login", vec![]);
-    is("token_issued", vec![]);
+    for event in ["login", "token_issued", "rotation", "reuse", "revocation"] {
+        is(event, vec![]);
+    }
+    is("logout", all!(Scope));
     // What a caller is refused for beyond the token itself, and what a login can fail for beyond the
     // credentials, are codes.
     let refusals = codes("src/wire/answer.rs", "Refusal");
@@ -303,12 +305,17 @@ async fn the_reference_has_every_metric_with_its_labels_and_no_other() {
     let gateway = Gateway::start(
         &upstream,
         "rules: [{ path: /*, allow: Viewer }, { path: /a, allow: public, mode: report }]\n\
+         login: { rotate: /auth/rotate }\n\
          tokens:\n  trust:\n    \
          - { issuer: one, audience: portcullis, jwks: 'http://UPSTREAM/jwks' }\n    \
          - { issuer: two, audience: portcullis, jwks: 'http://UPSTREAM/none' }",
     )
     .await;
-    gateway.login("vera").await;
+    let token = gateway.login("vera").await;
+    for path in ["/auth/rotate", "/auth/logout"] {
+        gateway.post(path).bearer(&token).send().await;
+    }
+    gateway.metric_becomes("portcullis_store_up{store=\"users\"}", 1.0).await;
     gateway.get("/a").send().await;
     gateway.wait_for_line(0, |line| line.contains("cannot fetch a trusted issuer's keys")).await;
     let scraped = gateway.admin("GET", "/metrics").send().await.text();

@@ -111,20 +111,16 @@ impl Gateway {
             add_users(folder.path());
         }
         let (child, log) = spawn(folder.path());
-        let started = {
-            let log = Arc::clone(&log);
-            tokio::task::spawn_blocking(move || {
-                log.wait_for(|lines| {
-                    address_in(lines, "listening").zip(
-                        address_in(lines, "admin listening").or_else(|| Some(([127, 0, 0, 1], 1).into())),
-                    )
-                })
-            })
-            .await
-            .unwrap()
-        };
-        let (address, admin) = started.unwrap_or_else(|lines| panic!("no start:\n{}", lines.join("\n")));
+        let (address, admin) = addresses(&log).await;
         Self { child, folder, address, admin, log, head }
+    }
+
+    /// Kills the process with SIGKILL, as it is, and starts it again in the same folder.
+    pub async fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        (self.child, self.log) = spawn(self.folder.path());
+        (self.address, self.admin) = addresses(&self.log).await;
     }
 
     /// The path of its `gateway.yaml`.
@@ -266,6 +262,18 @@ fn spawn(folder: &Path) -> (Child, Arc<Log>) {
         written.more.notify_all();
     });
     (child, log)
+}
+
+/// Where it listens, once it says so.
+async fn addresses(log: &Arc<Log>) -> (SocketAddr, SocketAddr) {
+    let log = Arc::clone(log);
+    let started = tokio::task::spawn_blocking(move || {
+        log.wait_for(|lines| {
+            address_in(lines, "listening")
+                .zip(address_in(lines, "admin listening").or_else(|| Some(([127, 0, 0, 1], 1).into())))
+        })
+    });
+    started.await.unwrap().unwrap_or_else(|lines| panic!("no start:\n{}", lines.join("\n")))
 }
 
 fn address_in(lines: &[String], message: &str) -> Option<SocketAddr> {

@@ -15,6 +15,7 @@ mod operations;
 mod queries;
 mod reload;
 mod robustness;
+mod sessions;
 mod shutdown;
 mod smoke;
 mod trust;

@@ -1,0 +1,293 @@
+//! How sessions end, and how they go on: logout, rotation, and what every request asks of them.
+//!
+//! [`LiveSessions`] holds the revocations in memory, where requests look, and changes them through the
+//! store, where they last: a change is in the store before it is in memory, and in memory before anybody
+//! is told. Not here: reading what other processes have changed (`server::sessions`).
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::Response;
+use tokio::sync::watch;
+
+use super::answer_with_token;
+use crate::config::snapshot::Snapshot;
+use crate::store::sessions::{
+    Change, Rotated, Rotation, Sessions, Successor, end_user, find_with_generation,
+};
+use crate::store::{StoreError, UserRecord, Users};
+use crate::token::issue::random_id;
+use crate::token::{Ancestor, Claims, InvalidToken, Revocations, Session, VerifiedClaims};
+use crate::wire::answer::{Refusal, no_content};
+
+/// Which tokens are over: in memory for every request, in the store for good.
+pub struct LiveSessions {
+    revoked: Revocations,
+    /// Whether everything that the store had has been read once.
+    loaded: AtomicBool,
+    store: OnceLock<Arc<dyn Sessions>>,
+    /// For whoever waits for a revocation: the epoch.
+    changed: watch::Sender<u64>,
+}
+
+/// What a request ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Ended {
+    /// The session that the token belongs to.
+    Session,
+    /// Everything that its user had.
+    Everything,
+    /// The token, which has a successor.
+    Rotated,
+    /// The session of a token that had one already.
+    Reused,
+}
+
+/// What became of a token that was live.
+pub struct Outcome {
+    /// The answer.
+    pub answer: Result<Response<Bytes>, Refusal>,
+    /// What ended, if anything did.
+    pub ended: Option<Ended>,
+    /// One of a closed list, for the metric: `success`, `repeated`, `over`, `reuse`, or the refusal's code.
+    pub outcome: &'static str,
+}
+
+impl Outcome {
+    fn refused(refusal: Refusal) -> Self {
+        Self { outcome: refusal.code(), answer: Err(refusal), ended: None }
+    }
+}
+
+impl LiveSessions {
+    /// Without a store, and with nothing loaded: until then no token counts.
+    pub fn new() -> Arc<Self> {
+        let revoked = Revocations::new();
+        let changed = watch::Sender::new(revoked.epoch());
+        Arc::new(Self { revoked, loaded: AtomicBool::new(false), store: OnceLock::new(), changed })
+    }
+
+    /// Gives it its store, once.
+    pub fn open(&self, store: Arc<dyn Sessions>) {
+        let _ = self.store.set(store);
+    }
+
+    /// The store, once it is open.
+    pub fn store(&self) -> Option<&Arc<dyn Sessions>> {
+        self.store.get()
+    }
+
+    /// Everything that the store had has been read.
+    pub fn set_loaded(&self) {
+        self.loaded.store(true, Ordering::Release);
+    }
+
+    /// Whether a token can be judged.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded.load(Ordering::Acquire)
+    }
+
+    /// How many revocations are in memory.
+    pub fn len(&self) -> usize {
+        self.revoked.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.revoked.is_empty()
+    }
+
+    /// Grows with every revocation: a token that was found live at an epoch is live while it lasts.
+    pub fn epoch(&self) -> u64 {
+        self.revoked.epoch()
+    }
+
+    /// Whether a verified token counts still.
+    ///
+    /// # Errors
+    /// `InvalidToken` when it is over, `SessionsLoading` while nobody knows.
+    pub fn check(&self, claims: &Claims) -> Result<(), Refusal> {
+        if !self.is_loaded() {
+            return Err(Refusal::SessionsLoading);
+        }
+        self.revoked.check(claims).map_err(Refusal::InvalidToken)
+    }
+
+    /// Completes when a token that was live is over; not for its expiry.
+    pub async fn over(&self, claims: &Claims) {
+        let mut changed = self.changed.subscribe();
+        while self.revoked.check(claims).is_ok() {
+            if changed.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Takes in what the store has; `false` if it was known already.
+    pub fn learn(&self, change: &Change) -> bool {
+        let is_news = self.revoked.add(change.revocation);
+        if is_news {
+            self.changed.send_replace(self.revoked.epoch());
+        }
+        is_news
+    }
+
+    /// Drops what no live token can be about any more at `now` (Unix seconds).
+    pub fn forget_expired(&self, now: u64) {
+        self.revoked.forget_expired(now);
+    }
+
+    /// A user and the mark that a token made from this record carries.
+    ///
+    /// While the store fails, what is in memory has to do: it may be behind, and then the token ends as
+    /// soon as the store is read again, but none outlives a change.
+    ///
+    /// # Errors
+    /// Those of [`Users::find`].
+    pub async fn find_user(
+        &self,
+        users: &dyn Users,
+        username: &str,
+    ) -> Result<Option<(UserRecord, u64)>, StoreError> {
+        find_with_generation(users, username, async |subject| {
+            let known = self.revoked.generation(subject);
+            let Some(store) = self.store() else { return Ok(known) };
+            Ok(store.generation(subject).await.map_or(known, |stored| stored.max(known)))
+        })
+        .await
+    }
+
+    /// Ends the session that a token belongs to, or everything that its user has. 204; what was over
+    /// already is none the worse for it.
+    pub async fn log_out(&self, claims: &VerifiedClaims, everywhere: bool, now: u64) -> Outcome {
+        if self.is_loaded() && self.revoked.check(claims).is_err() {
+            // Nothing left to do, and nobody who may do more.
+            return Outcome { answer: Ok(no_content()), ended: None, outcome: "over" };
+        }
+        let Some(store) = self.store() else { return Outcome::refused(Refusal::SessionStore) };
+        let changed = if everywhere {
+            end_user(&**store, claims.keys.subject, claims.own.is_some(), now).await
+        } else {
+            end_session(&**store, claims).await
+        };
+        match changed {
+            Ok(change) => {
+                self.learn(&change);
+                let ended = if everywhere { Ended::Everything } else { Ended::Session };
+                Outcome { answer: Ok(no_content()), ended: Some(ended), outcome: "success" }
+            }
+            Err(error) => Outcome::refused(store_failed(&error)),
+        }
+    }
+
+    /// Puts a fresh token in the place of a live one of ours, made from the user's record as it is now.
+    pub async fn rotate(&self, snapshot: &Snapshot, users: &dyn Users, claims: &VerifiedClaims) -> Outcome {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        match self.try_rotate(snapshot, users, claims, now).await {
+            Ok(outcome) => outcome,
+            Err(refusal) => Outcome::refused(refusal),
+        }
+    }
+
+    async fn try_rotate(
+        &self,
+        snapshot: &Snapshot,
+        users: &dyn Users,
+        claims: &VerifiedClaims,
+        now: Duration,
+    ) -> Result<Outcome, Refusal> {
+        let (Some(own), Some(family), Some(sid)) = (claims.own, claims.keys.family, &claims.sid) else {
+            return Err(Refusal::NotRotatable);
+        };
+        let signer = snapshot.keys.signer(now.as_secs());
+        let (Some(settings), Some(signer)) = (&snapshot.login, signer) else {
+            return Err(Refusal::Internal("there is no signing key"));
+        };
+        let store = self.store().ok_or(Refusal::SessionStore)?;
+        let user = self.owner(users, claims).await?;
+        let seconds = now.as_secs();
+        let session_ends = own.auth_time.saturating_add(snapshot.max_session.as_secs());
+        if session_ends <= seconds {
+            return Err(Refusal::ExpiredToken);
+        }
+        let rotation = Rotation {
+            token: claims.keys.token,
+            family,
+            subject: claims.keys.subject,
+            generation: own.generation,
+            issued_at: claims.issued_at,
+            until: claims.remembered_until(),
+            successor: Successor {
+                jti: random_id().map_err(|_| Refusal::Internal("there is no randomness"))?,
+                issued_at: seconds,
+                expires_at: session_ends.min(seconds.saturating_add(snapshot.ttl.as_secs())),
+                generation: 0,
+            },
+            now_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            grace_ms: u64::try_from(settings.rotate_grace.as_millis()).unwrap_or(u64::MAX),
+        };
+        // Whatever changes the user after the record was read raises the mark, and the store then either
+        // refuses or gives a successor that is over with it.
+        let (successor, outcome) = match store.rotate(rotation).await.map_err(|error| store_failed(&error))? {
+            Rotated::Fresh(successor, change) => {
+                self.learn(&change);
+                (successor, "success")
+            }
+            Rotated::Again(successor) => (successor, "repeated"),
+            Rotated::Reused(change) => {
+                self.learn(&change);
+                let refusal = Refusal::InvalidToken(InvalidToken::TokenRevoked);
+                return Ok(Outcome { answer: Err(refusal), ended: Some(Ended::Reused), outcome: "reuse" });
+            }
+            Rotated::Ended => return Err(Refusal::InvalidToken(InvalidToken::TokenRevoked)),
+        };
+        let session = Session {
+            issued_at: successor.issued_at,
+            expires_at: successor.expires_at,
+            generation: successor.generation,
+            login: Some(Ancestor { sid, auth_time: own.auth_time, jti: &successor.jti }),
+        };
+        let answer = answer_with_token(settings, signer, &user, &session, seconds);
+        Ok(Outcome { answer, ended: Some(Ended::Rotated), outcome })
+    }
+
+    /// The user of the local store whose token it is, if there is such a one still.
+    async fn owner(&self, users: &dyn Users, claims: &Claims) -> Result<UserRecord, Refusal> {
+        let over = Refusal::InvalidToken(InvalidToken::UserRevoked);
+        let Some(username) = &claims.username else { return Err(over) };
+        let found = users.find(username).await.map_err(|error| {
+            tracing::error!(error = %error, "the user store failed during a rotation; nothing was changed");
+            Refusal::SessionStore
+        })?;
+        found.filter(|user| !user.disabled && user.id.to_string() == claims.subject).ok_or(over)
+    }
+}
+
+/// Whether a logout is to end everything that the user has: `?all`, whatever it is set to but `false`
+/// or `0`, so that nobody takes a misspelt one for done.
+pub fn is_everywhere(query: Option<&str>) -> bool {
+    let mut parameters = query.unwrap_or_default().split('&');
+    parameters.any(|parameter| {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        name.eq_ignore_ascii_case("all") && !["false", "0"].contains(&value)
+    })
+}
+
+/// Ends the session that a token belongs to: with our own its whole family, else the token itself.
+///
+/// # Errors
+/// Those of the store.
+pub async fn end_session(store: &dyn Sessions, claims: &VerifiedClaims) -> Result<Change, StoreError> {
+    let until = claims.remembered_until();
+    match claims.keys.family {
+        Some(family) => store.end_family(family, until).await,
+        None => store.end_token(claims.keys.token, until).await,
+    }
+}
+
+fn store_failed(error: &StoreError) -> Refusal {
+    tracing::error!(%error, "the session store failed; nothing was changed");
+    Refusal::SessionStore
+}
