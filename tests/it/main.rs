@@ -2,6 +2,7 @@
 
 mod abandoned;
 mod cli;
+mod differential;
 mod docs;
 mod forwarding;
 mod golden;
