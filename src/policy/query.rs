@@ -198,9 +198,10 @@ impl Decodings {
 }
 
 /// A name as PHP would store it, letter case folded: leading blanks cut, `.` and blanks as `_`,
-/// cut at `[` and at NUL.
+/// cut at `[` and at NUL. A `?` before it is more of the delimiter: PHP's own server and WHATWG's
+/// `URLSearchParams` drop it.
 fn canonical_name(name: &str) -> String {
-    let name = name.trim_start_matches(' ');
+    let name = name.trim_start_matches([' ', '?']);
     let end = name.find(['[', '\0']).unwrap_or(name.len());
     fold(&name[..end]).replace(['.', ' '], "_")
 }
@@ -242,6 +243,8 @@ mod tests {
             ("rest_route", "/wp/v2/users", "rest%5froute=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "%20rest_route=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "rest_route[]=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "?rest_route=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "??rest_route=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "rest[route=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "rest%5broute=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "a=b&rest_route=x&rest_route=/wp/v2/users", true),
