@@ -25,7 +25,7 @@ pub struct Metrics {
     pub seconds: Histogram,
     /// Downstream connections that are open.
     pub connections: IntGauge,
-    /// Requests that ended in a panic. Always 0, or there is a bug to report.
+    /// Panics, on whatever thread. Always 0, or there is a bug to report.
     pub panics: IntCounter,
     /// Access-log lines given up because nobody took them.
     pub lines_dropped: IntCounter,
@@ -129,7 +129,7 @@ impl Metrics {
                 .buckets(SECONDS.to_vec())
             )),
             connections: register!(IntGauge::with_opts(build("connections", "Open downstream connections"))),
-            panics: register!(IntCounter::with_opts(build("panics_total", "Requests that ended in a panic"))),
+            panics: register!(IntCounter::with_opts(build("panics_total", "Panics, each of them a bug"))),
             lines_dropped: register!(IntCounter::with_opts(build(
                 "log_lines_dropped_total",
                 "Access-log lines dropped because they were not taken in time"

@@ -19,11 +19,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::worker::{ConnectionCount, Worker};
-use crate::stream::Stream;
 use crate::timer::LazyTimer;
 use crate::wire::answer::Refusal;
 use crate::wire::client::Peer;
@@ -125,8 +123,13 @@ pub struct ConnectionLimits {
     pub idle_timeout: Duration,
 }
 
-/// Serves `stream` until either side has had enough.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, count: ConnectionCount) {
+/// Serves `stream`, whose other end is at `address`, until either side has had enough.
+pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    worker: Rc<Worker>,
+    stream: S,
+    address: SocketAddr,
+    count: ConnectionCount,
+) {
     let active = worker.active();
     let limits = active.connection_limits();
     let flags = Arc::new(Flags::default());
@@ -153,7 +156,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, c
         // hyper's own default, for which it needs no allocation.
         http.max_headers(limits.head.headers);
     }
-    let io = TokioIo::new(Guarded::new(Stream(stream), flags, limits));
+    let io = TokioIo::new(Guarded::new(stream, flags, limits));
     let mut serving = http.serve_connection(io, service).with_upgrades();
     let mut told = false;
     // To hyper a refused head looks as if the client had closed: what was answered before goes out first.
@@ -176,7 +179,12 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, c
 }
 
 /// Says why reading stopped, where hyper had no request to answer.
-async fn refuse(worker: &Rc<Worker>, connection: &Connection, mut io: Guarded, why: HeadError) {
+async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(
+    worker: &Rc<Worker>,
+    connection: &Connection,
+    mut io: Guarded<S>,
+    why: HeadError,
+) {
     let bytes = worker.refuse_unread(connection, &Refusal::Head(why));
     let farewell = async {
         io.stream.write_all(&bytes).await?;
@@ -191,8 +199,8 @@ async fn refuse(worker: &Rc<Worker>, connection: &Connection, mut io: Guarded, w
 }
 
 /// See the module.
-struct Guarded {
-    stream: Stream,
+struct Guarded<S> {
+    stream: S,
     guard: Guard,
     flags: Arc<Flags>,
     limits: ConnectionLimits,
@@ -224,8 +232,8 @@ enum Phase {
     Answering,
 }
 
-impl Guarded {
-    fn new(stream: Stream, flags: Arc<Flags>, limits: ConnectionLimits) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> Guarded<S> {
+    fn new(stream: S, flags: Arc<Flags>, limits: ConnectionLimits) -> Self {
         Self {
             stream,
             guard: Guard::new(limits.head),
@@ -308,7 +316,8 @@ impl Guarded {
         let phase = match () {
             () if !self.guard.between_messages() => Phase::Body,
             () if !self.held.is_empty() => Phase::Head,
-            () if self.flags.is_in_flight() => Phase::Answering,
+            // The last of an answer may still be on its way when all of it is known.
+            () if self.flags.is_in_flight() || self.stalled.is_some() => Phase::Answering,
             () => Phase::Idle,
         };
         if phase != self.phase {
@@ -344,7 +353,7 @@ impl Guarded {
     }
 }
 
-impl AsyncRead for Guarded {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.flags.upgraded.load(Ordering::Relaxed) {
@@ -388,7 +397,7 @@ impl AsyncRead for Guarded {
     }
 }
 
-impl Guarded {
+impl<S> Guarded<S> {
     /// A client that takes nothing for too long is given up.
     fn keep_moving(
         &mut self,
@@ -408,7 +417,7 @@ impl Guarded {
     }
 }
 
-impl AsyncWrite for Guarded {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.stream).poll_write(cx, buf);

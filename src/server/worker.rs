@@ -19,6 +19,7 @@ use super::{Active, Gateway};
 use crate::observe::audit::Audit;
 use crate::observe::lines::Access;
 use crate::proxy::Upstream;
+use crate::stream::Stream;
 use crate::token::{TokenCache, VerifiedClaims};
 use crate::wire::answer::Refusal;
 use crate::wire::headers::{HeaderRules, value_of};
@@ -166,9 +167,31 @@ pub struct Worker {
     closing: Cell<bool>,
     /// Turns true when upgraded connections have to end.
     end: watch::Receiver<bool>,
+    /// The next request ends in a panic.
+    #[cfg(test)]
+    pub(super) fault: Cell<bool>,
 }
 
 impl Worker {
+    /// A request thread's share of `gateway`, without the thread. `end` turns true when upgraded
+    /// connections have to end.
+    pub fn new(gateway: Arc<Gateway>, end: watch::Receiver<bool>) -> Rc<Self> {
+        let local = Rc::new(Local::new(gateway.current(), None));
+        Rc::new(Self {
+            gateway,
+            local: RefCell::new(local),
+            connections: RefCell::default(),
+            next_connection: Cell::new(0),
+            id_prefix: super::random_hex(6),
+            next_request: Cell::new(0),
+            lines: RefCell::default(),
+            closing: Cell::new(false),
+            end,
+            #[cfg(test)]
+            fault: Cell::new(false),
+        })
+    }
+
     /// The configuration in force.
     pub fn active(&self) -> Rc<Local> {
         let generation = self.gateway.generation();
@@ -317,7 +340,6 @@ pub fn start(
     let (sender, receiver) = unbounded_channel();
     let load = Arc::new(AtomicUsize::new(0));
     let handle = WorkerHandle { connections: sender, load: Arc::clone(&load) };
-    let id_prefix = super::random_hex(6);
     let (started, outcome) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name(format!("request-{index}")).spawn(move || {
         // Made here, since it never leaves its thread.
@@ -326,18 +348,7 @@ pub fn start(
             Err(error) => return drop(started.send(Err(error))),
         };
         let _ = started.send(Ok(()));
-        let local = Rc::new(Local::new(gateway.current(), None));
-        let worker = Rc::new(Worker {
-            gateway,
-            local: RefCell::new(local),
-            connections: RefCell::default(),
-            next_connection: Cell::new(0),
-            id_prefix,
-            next_request: Cell::new(0),
-            lines: RefCell::default(),
-            closing: Cell::new(false),
-            end: end.clone(),
-        });
+        let worker = Worker::new(gateway, end.clone());
         runtime.block_on(run(Rc::clone(&worker), receiver, load, closing, end));
         // What is cut off here has a line to leave, too.
         drop(runtime);
@@ -367,7 +378,7 @@ async fn run(
                         // Given back, like the count, whatever becomes of the connection, a panic included.
                         let _load = Loaded(load);
                         if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
-                            connection::serve(worker, stream, address, count).await;
+                            connection::serve(worker, Stream(stream), address, count).await;
                         }
                     });
                 }
