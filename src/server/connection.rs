@@ -44,6 +44,10 @@ pub struct Flags {
     /// The verdict is on a head: there is no request that a handler could answer.
     unread: AtomicBool,
     waiting: Mutex<Option<Waker>>,
+    /// Since when the client neither sends the body that is waited for nor takes what it is sent.
+    still: Mutex<Option<Instant>>,
+    /// Others need what it holds: from now on standing still is not waited for.
+    hurried: AtomicBool,
 }
 
 impl Flags {
@@ -84,6 +88,20 @@ impl Flags {
     fn is_in_flight(&self) -> bool {
         self.in_flight.load(Ordering::Relaxed)
     }
+
+    /// Since when the client has been waited for in the middle of a request.
+    pub(super) fn still_since(&self) -> Option<Instant> {
+        self.still.lock().unwrap_or_else(PoisonError::into_inner).filter(|_| self.is_in_flight())
+    }
+
+    fn stands_still(&self, since: Instant) {
+        *self.still.lock().unwrap_or_else(PoisonError::into_inner) = Some(since);
+    }
+
+    fn moves(&self) {
+        *self.still.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.hurried.store(false, Ordering::Relaxed);
+    }
 }
 
 /// One connection, as its handlers see it.
@@ -96,6 +114,8 @@ pub struct Connection {
     pub address: SocketAddr,
     /// For the deadline of the upstream's response: one request at a time.
     pub timer: Cell<LazyTimer>,
+    /// The request at hand has been allowed, and holds a connection to the upstream or waits for one.
+    pub forwarded: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     closing: Cell<bool>,
     /// Given back when everything about it has ended, what follows an upgrade included.
@@ -106,6 +126,17 @@ impl Connection {
     /// Ends the connection after the response that is under way, or at once if there is none.
     pub fn close_soon(&self) {
         self.closing.set(true);
+        self.wake();
+    }
+
+    /// The client has stood still for long enough, seeing what its request holds: as if `idle_timeout`
+    /// had passed, unless it moves just now.
+    pub fn hurry(&self) {
+        self.flags.hurried.store(true, Ordering::Relaxed);
+        self.wake();
+    }
+
+    fn wake(&self) {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
@@ -138,6 +169,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         peer: RefCell::new((active.generation(), Peer::new(address, active.trusted_proxies()))),
         address,
         timer: Cell::default(),
+        forwarded: Cell::new(false),
         waker: RefCell::default(),
         closing: Cell::new(false),
         _count: count,
@@ -161,11 +193,12 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let mut told = false;
     // To hyper a refused head looks as if the client had closed: what was answered before goes out first.
     let _ = poll_fn(|cx| {
+        if connection.waker.borrow().is_none() {
+            *connection.waker.borrow_mut() = Some(cx.waker().clone());
+        }
         if !told && connection.closing.get() {
             told = true;
             Pin::new(&mut serving).graceful_shutdown();
-        } else if connection.waker.borrow().is_none() {
-            *connection.waker.borrow_mut() = Some(cx.waker().clone());
         }
         Pin::new(&mut serving).poll(cx)
     })
@@ -328,7 +361,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guarded<S> {
             Phase::Head => self.limits.header_timeout,
             Phase::Body | Phase::Idle => self.limits.idle_timeout,
         };
-        if !self.reading.poll_expired(cx, self.since + limit) {
+        if phase == Phase::Body {
+            self.flags.stands_still(self.since);
+        }
+        let hurried = phase == Phase::Body && self.flags.hurried.load(Ordering::Relaxed);
+        if !hurried && !self.reading.poll_expired(cx, self.since + limit) {
             return Poll::Pending;
         }
         match phase {
@@ -384,6 +421,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
             }
             if this.phase == Phase::Body {
                 this.since = Instant::now();
+                this.flags.moves();
             }
             let pass = if this.must_wait() { 0 } else { this.clear(fresh)?.unwrap_or(0) };
             if pass < fresh.len() {
@@ -405,12 +443,18 @@ impl<S> Guarded<S> {
         outcome: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         if outcome.is_ready() {
-            self.stalled = None;
+            if self.stalled.take().is_some() {
+                self.flags.moves();
+            }
             return outcome;
         }
         let since = *self.stalled.get_or_insert_with(Instant::now);
-        let upgraded = self.flags.upgraded.load(Ordering::Relaxed);
-        if !upgraded && self.writing.poll_expired(cx, since + self.limits.idle_timeout) {
+        if self.flags.upgraded.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        self.flags.stands_still(since);
+        let hurried = self.flags.hurried.load(Ordering::Relaxed);
+        if hurried || self.writing.poll_expired(cx, since + self.limits.idle_timeout) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Poll::Pending

@@ -129,6 +129,7 @@ impl Worker {
     ) -> Result<Response<AnswerBody>, Infallible> {
         #[cfg(test)]
         assert!(!self.fault.take(), "a fault that a test asked for");
+        connection.forwarded.set(false);
         let active = self.active(); // the same one from the first byte to the last
         let (parts, body) = request.into_parts();
         let record = Record {
@@ -243,6 +244,7 @@ impl Worker {
         self.speak_for(active, connection, &mut parts.headers, known.as_deref(), record);
         let request = Request::from_parts(parts, body);
         let asks = Asks { websocket: upgrade.is_some(), trailers: stripped.trailers };
+        connection.forwarded.set(true);
         // Taken for the time of this request: a connection has one at a time.
         let mut timer = connection.timer.take();
         let forwarded = forward::forward(

@@ -37,6 +37,9 @@ const LINE_PATIENCE: Duration = Duration::from_millis(100);
 /// Bytes of access lines that are written without waiting for more.
 const LINE_BATCH: usize = 16 * 1024;
 
+/// How long a client may stand still in the middle of its request while others wait for what it holds.
+const PATIENCE_UNDER_PRESSURE: Duration = Duration::from_secs(2);
+
 /// How a connection reaches a worker.
 #[derive(Clone)]
 pub struct WorkerHandle {
@@ -237,6 +240,23 @@ impl Worker {
         let _ = end.wait_for(|ended| *ended).await;
     }
 
+    /// Somebody waits for a connection to the upstream: of the clients here that hold one and stand still,
+    /// the one that has done so for longest gives it up.
+    fn make_room(&self) {
+        let connections = self.connections.borrow();
+        let still = connections
+            .values()
+            .filter(|connection| connection.forwarded.get())
+            .filter_map(|connection| Some((connection.flags.still_since()?, connection)));
+        let longest = still.min_by_key(|(since, _)| *since);
+        if let Some((since, connection)) = longest
+            && since.elapsed() >= PATIENCE_UNDER_PRESSURE
+        {
+            self.gateway.metrics.hurried.inc();
+            connection.hurry();
+        }
+    }
+
     /// Every connection ends after the response under way.
     fn close_connections(&self) {
         self.closing.set(true);
@@ -369,6 +389,7 @@ async fn run(
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut closed = false;
     loop {
+        let slots = Arc::clone(&worker.active().slots);
         tokio::select! {
             taken = receiver.recv(), if !closed => match taken {
                 None => closed = true,
@@ -383,6 +404,7 @@ async fn run(
                     });
                 }
             },
+            () = slots.wanted() => worker.make_room(),
             _ = sweep.tick() => worker.active().upstream.close_stale(),
             Ok(_) = closing.wait_for(|closing| *closing), if !worker.closing.get() => worker.close_connections(),
             _ = end.wait_for(|ended| *ended) => return,

@@ -16,6 +16,7 @@ mod queries;
 mod reload;
 mod robustness;
 mod shutdown;
+mod slow;
 mod smoke;
 mod trust;
 mod websocket;
