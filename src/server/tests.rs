@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::task::LocalSet;
+use tokio::runtime::LocalOptions;
 use tokio::time::{Instant, sleep};
 
 use super::worker::{ConnectionCount, Worker};
@@ -33,10 +33,10 @@ fn with_worker(limits: &str, test: impl AsyncFnOnce(Rc<Worker>)) {
     // Of its own: the store's time is the world's.
     let stores = builder().enable_all().build().unwrap();
     let users = stores.block_on(SqliteUsers::open(&snapshot.fixed.users)).unwrap();
-    let login = Login::new(Arc::new(users), 1);
+    let login = Login::new(Arc::new(users), 1, snapshot.fixed.hashes.clone());
     let lines = LineSink::writing_to(std::io::sink()).unwrap();
-    let runtime = builder().enable_all().start_paused(true).build().unwrap();
-    LocalSet::new().block_on(&runtime, async {
+    let runtime = builder().enable_all().start_paused(true).build_local(LocalOptions::default()).unwrap();
+    runtime.block_on(async {
         let level = start_logging(LogFormat::Json, "off");
         let gateway = Gateway::new(snapshot, loader, login, lines, LogFormat::Json, level);
         let (_end, ended) = watch::channel(false);

@@ -124,26 +124,6 @@ async fn a_transfer_that_moves_is_never_cut_whatever_others_wait_for() {
 }
 
 #[tokio::test]
-async fn more_connections_than_the_limit_are_told_so_and_the_admin_address_answers_on() {
-    let upstream = upstream().await;
-    let gateway = Gateway::start(&upstream, &format!("{OPEN}\nlimits: {{ connections: 20 }}")).await;
-    let mut held = Vec::new();
-    for _ in 0..20 {
-        held.push(gateway.connect().await);
-    }
-    gateway.metric_becomes("portcullis_connections", 20.0).await;
-    let mut one_more = gateway.connect().await;
-    let (head, _) = one_more.message().await;
-    assert_eq!(status_of(&head), 503);
-    assert!(head.to_lowercase().contains("retry-after:"), "{head}");
-    assert_eq!(one_more.rest().await, "");
-    assert_eq!(gateway.admin("GET", "/readyz").send().await.status, 200);
-    drop(held);
-    gateway.metric_becomes("portcullis_connections", 0.0).await;
-    assert_eq!(gateway.get("/open/x").send().await.status, 200);
-}
-
-#[tokio::test]
 async fn the_admin_address_takes_so_many_connections_and_no_more() {
     let upstream = upstream().await;
     let gateway = Gateway::start(&upstream, OPEN).await;
