@@ -19,6 +19,7 @@ mod reload;
 mod robustness;
 mod sessions;
 mod shutdown;
+mod slow;
 mod smoke;
 mod trust;
 mod websocket;
