@@ -45,6 +45,14 @@ impl LazyTimer {
         false
     }
 
+    /// Sees to it that the task is woken within `limit` or some earlier one, without looking at the clock
+    /// where that is the case already.
+    pub fn keep_armed(&mut self, cx: &mut Context<'_>, limit: Duration) {
+        if !self.registered || self.sleep.as_ref().is_none_or(|sleep| sleep.is_elapsed()) {
+            self.poll_expired(cx, Instant::now() + limit);
+        }
+    }
+
     /// Runs `future` until it ends or `limit` has passed since what `since` names. While that is
     /// `None`, no time passes; `future` must wake the task when it becomes something.
     pub async fn within<F: Future>(

@@ -85,7 +85,7 @@ impl Bench {
             tokio::task::spawn_local(serve_upstream(listener, Rc::clone(&seen)));
             let path = folder.path().join("gateway.yaml");
             let text = format!(
-                "upstream: {{ url: 'http://{upstream}', idle_timeout: 1d }}\n\
+                "upstream: {{ url: 'http://{upstream}', idle_timeout: 1h }}\n\
                  roles: [Viewer]\n\
                  rules:\n\
                  \x20 - {{ path: /open/*, allow: public }}\n\

@@ -43,11 +43,20 @@ pub struct Flags {
     verdict: Mutex<Option<HeadError>>,
     /// The verdict is on a head: there is no request that a handler could answer.
     unread: AtomicBool,
-    waiting: Mutex<Option<Waker>>,
+    turn: Mutex<Turn>,
     /// Since when the client neither sends the body that is waited for nor takes what it is sent.
     still: Mutex<Option<Instant>>,
     /// Others need what it holds: from now on standing still is not waited for.
     hurried: AtomicBool,
+}
+
+/// Whose turn it is between an answer and the next message.
+#[derive(Debug, Default)]
+struct Turn {
+    /// When the last answer was complete.
+    ended: Option<Instant>,
+    /// Waits for that, with the next message at hand.
+    waiting: Option<Waker>,
 }
 
 impl Flags {
@@ -56,12 +65,18 @@ impl Flags {
         self.in_flight.store(true, Ordering::Relaxed);
     }
 
-    /// The response is complete, or given up: the next message may be read.
-    pub fn end(&self) {
+    /// The response is complete, or given up, since `now`: the next message may be read.
+    pub fn end(&self, now: Instant) {
         self.in_flight.store(false, Ordering::Relaxed);
-        if let Some(waker) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        turn.ended = Some(now);
+        if let Some(waker) = turn.waiting.take() {
             waker.wake();
         }
+    }
+
+    fn ended(&self) -> Option<Instant> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner).ended
     }
 
     /// The bytes that follow are not HTTP any more.
@@ -312,7 +327,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guarded<S> {
     }
 
     fn wait_for_answer(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        *self.flags.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+        let mut turn = self.flags.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        turn.waiting = Some(cx.waker().clone());
         Poll::Pending
     }
 
@@ -354,10 +370,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guarded<S> {
             () => Phase::Idle,
         };
         if phase != self.phase {
-            (self.phase, self.since) = (phase, Instant::now());
+            // Idle since the answer was complete, or the client took the last of it, whoever noticed when.
+            let ended = if phase == Phase::Idle { self.flags.ended() } else { None };
+            (self.phase, self.since) =
+                (phase, ended.map_or_else(Instant::now, |ended| ended.max(self.since)));
         }
         let limit = match phase {
-            Phase::Answering => return Poll::Pending,
+            Phase::Answering => {
+                // hyper need not ask again when the answer has gone: that the client may be idle then must
+                // come to somebody's notice all the same.
+                self.reading.keep_armed(cx, self.limits.idle_timeout);
+                return Poll::Pending;
+            }
             Phase::Head => self.limits.header_timeout,
             Phase::Body | Phase::Idle => self.limits.idle_timeout,
         };
@@ -445,6 +469,7 @@ impl<S> Guarded<S> {
         if outcome.is_ready() {
             if self.stalled.take().is_some() {
                 self.flags.moves();
+                self.since = Instant::now();
             }
             return outcome;
         }

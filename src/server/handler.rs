@@ -80,8 +80,9 @@ impl Drop for Ending {
 impl Ending {
     fn finish(&self, status: u16, bytes: u64, complete: bool) {
         self.finished.set(true);
-        self.connection.flags.end();
-        let took = self.record.started.elapsed();
+        let now = Instant::now();
+        self.connection.flags.end(now);
+        let took = now - self.record.started;
         let metrics = &self.worker.gateway.metrics;
         metrics.response(status);
         metrics.seconds.observe(took.as_secs_f64());

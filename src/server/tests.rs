@@ -48,10 +48,14 @@ fn with_worker(limits: &str, test: impl AsyncFnOnce(Rc<Worker>)) {
 /// The client's end of a new connection.
 fn connect(worker: &Rc<Worker>) -> DuplexStream {
     let (client, server) = duplex(WIRE);
+    serve(worker, server);
+    client
+}
+
+fn serve(worker: &Rc<Worker>, server: DuplexStream) {
     let count = ConnectionCount::new(Arc::clone(&worker.gateway));
     let address = ([192, 0, 2, 1], 40_000).into();
     tokio::task::spawn_local(connection::serve(Rc::clone(worker), server, address, count));
-    client
 }
 
 /// Takes the keys that were asked for.
@@ -138,7 +142,28 @@ fn whoever_stands_still_is_gone_by_the_deadline_and_whoever_moves_is_not() {
                 assert!((seconds..seconds + 3).contains(&took), "{sent:?}: {took} s");
             }
         }
+        // Between two requests it is the time since the last answer that counts.
+        let mut client = connect(&worker);
+        let began = Instant::now();
+        sleep(Duration::from_secs(50)).await;
+        client.write_all(KEYS).await.unwrap();
+        answer(&mut client).await;
+        assert_eq!(rest(&mut client).await, "");
+        assert_eq!(began.elapsed().as_secs(), 50 + 75);
         assert_eq!(open(&worker).await, 0);
+    });
+}
+
+#[test]
+fn a_request_that_comes_with_its_connection_makes_it_no_immortal_one() {
+    with_worker("{ idle_timeout: 75s }", async |worker| {
+        let (mut client, server) = duplex(4096);
+        client.write_all(KEYS).await.unwrap();
+        serve(&worker, server);
+        answer(&mut client).await;
+        let began = Instant::now();
+        assert_eq!(rest(&mut client).await, "");
+        assert_eq!(began.elapsed().as_secs(), 75);
     });
 }
 
