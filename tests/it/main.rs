@@ -1,7 +1,9 @@
 //! End-to-end tests: the real binary, a recording upstream, real clients. One file a promise.
 
 mod abandoned;
+mod browser;
 mod cli;
+mod cookies;
 mod docs;
 mod forwarding;
 mod golden;
