@@ -487,7 +487,7 @@ pub struct Tokens {
     pub audience: At<Name>,
     /// How long a token is valid.
     pub ttl: At<Duration<{ SECOND }, { MOST_TTL * SECOND }>>,
-    /// How long after a login its token can be rotated.
+    /// How long after a login its token can be rotated or, in a cookie, renewed.
     pub max_session: At<Duration<{ SECOND }, { 3660 * DAY }>>,
     /// How long past its expiry a token is still believed, for clocks that differ.
     pub leeway: At<Duration<0, { MOST_LEEWAY * SECOND }>>,
@@ -665,11 +665,13 @@ pub struct Cookie {
     pub secure: At<bool>,
     /// Which requests of other sites' pages it goes along with.
     pub same_site: At<SameSite>,
+    /// Whether a browser that is in use gets a fresh token before the old one expires.
+    pub renew: bool,
 }
 
 impl Default for Cookie {
     fn default() -> Self {
-        Cookie { name: None, secure: At::nowhere(true), same_site: At::default() }
+        Cookie { name: None, secure: At::nowhere(true), same_site: At::default(), renew: true }
     }
 }
 

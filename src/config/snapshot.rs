@@ -217,6 +217,8 @@ pub struct Cookie {
     pub attributes: &'static str,
     /// Whether browsers keep it only where they came by HTTPS.
     pub secure: bool,
+    /// Whether a browser in use gets a fresh one.
+    pub renew: bool,
 }
 
 /// `login.page`, ready to be used.
@@ -801,6 +803,7 @@ fn cookie(raw: &raw::Cookie) -> Cookie {
             (raw::SameSite::None, _) => "; Path=/; HttpOnly; Secure; SameSite=None",
         },
         secure: raw.secure.value,
+        renew: raw.renew,
     }
 }
 

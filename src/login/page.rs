@@ -389,6 +389,22 @@ mod tests {
     }
 
     #[test]
+    fn a_logout_that_failed_says_so_and_offers_another_try() {
+        for (refusal, status, words) in [
+            (Refusal::SessionStore, 503, "You are still signed in"),
+            (Refusal::CrossSite, 403, "That came from another site."),
+        ] {
+            let answer = refusal.response(&settings().response, "");
+            let response = still_signed_in(&settings(), Some("all&x=\"><b>"), &refusal, &answer);
+            assert_eq!(response.status(), status);
+            assert_eq!(response.headers().get(RETRY_AFTER), answer.headers().get(RETRY_AFTER));
+            let page = text(&response);
+            assert!(page.contains(words) && page.contains("role=\"alert\""), "{page}");
+            assert!(page.contains("action=\"/auth/logout?all&amp;x=&quot;&gt;&lt;b&gt;\""), "{page}");
+        }
+    }
+
+    #[test]
     fn a_browser_is_sent_on_with_its_cookie_and_nothing_else() {
         let mut answer = Response::new(Bytes::from("{\"token\":\"t\"}"));
         answer.headers_mut().append(SET_COOKIE, HeaderValue::from_static("a=b"));

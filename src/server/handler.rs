@@ -302,6 +302,7 @@ impl Worker {
                 parts.headers.remove(name);
             }
         }
+        let renews = proof == Proof::Cookie && pages::may_renew(active, &parts, known.as_deref());
         let upgrade = if stripped.websocket { parts.extensions.remove::<OnUpgrade>() } else { None };
         let (body, progress) = request_body(active, &parts, body)?;
         self.speak_for(active, connection, &mut parts.headers, known.as_deref(), record);
@@ -322,12 +323,15 @@ impl Worker {
         )
         .await;
         connection.timer.set(timer);
-        let forwarded = forwarded?;
+        let mut forwarded = forwarded?;
         if forward::is_upgrade(&forwarded.response, upgrade.is_some())?
             && let Some(downstream) = upgrade
         {
             let over = over(Rc::clone(self), known, snapshot.leeway);
             return Ok(Outcome::Upgraded(self.switch(connection, downstream, forwarded, over)));
+        }
+        if renews && let Some(known) = &known {
+            self.renew(active, known, forwarded.response.headers_mut());
         }
         Ok(Outcome::Upstream(forwarded))
     }
@@ -566,9 +570,10 @@ impl Worker {
             Err(refusal) => return Err(refusal),
         };
         let everywhere = login::session::is_everywhere(parts.uri.query());
+        let ttl = active.snapshot.ttl;
         let sessions = std::sync::Arc::clone(&self.gateway.sessions);
         self.end(record, Event::Logout, async move {
-            let outcome = sessions.log_out(&claims, everywhere, unix_now()).await;
+            let outcome = sessions.log_out(&claims, everywhere, unix_now(), ttl).await;
             (claims, outcome)
         })
         .await

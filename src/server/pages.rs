@@ -7,13 +7,14 @@ use bytes::Bytes;
 use http::header::SET_COOKIE;
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Method, Response};
+use http::{HeaderMap, Method, Response};
 
 use super::handler::unix_now;
 use super::worker::{Known, Local, Worker};
 use crate::config::snapshot::{Cookie, LoginSettings};
 use crate::login::next::Next;
 use crate::login::page::{self, Notice};
+use crate::login::session;
 use crate::policy::Endpoint;
 use crate::wire::answer::Refusal;
 use crate::wire::credentials::{self, Credentials};
@@ -85,7 +86,29 @@ pub(super) fn after_form(
     }
 }
 
+/// Whether the answer to a request by cookie may bring a fresh one: to a navigation, which a browser is
+/// sure to take a cookie from, past half the token's life.
+pub(super) fn may_renew(active: &Local, parts: &Parts, known: Option<&Known>) -> bool {
+    active.snapshot.cookie().is_some_and(|cookie| cookie.renew)
+        && known.is_some_and(|known| session::is_half_over(&known.claims, unix_now()))
+        && browser::is_navigation(&parts.method, &parts.headers)
+}
+
 impl Worker {
+    /// Lets an answer of the upstream's bring a fresh cookie, if the old one counts still: much may have
+    /// ended while the upstream took its time.
+    pub(super) fn renew(&self, active: &Local, known: &Known, headers: &mut HeaderMap) {
+        let Some(cookie) = active.snapshot.cookie().filter(|_| cookies::may_ride_on(headers)) else { return };
+        if self.gateway.sessions.check(&known.claims).is_err() {
+            return;
+        }
+        let now = unix_now();
+        if let Some(issued) = session::renewed(&active.snapshot, &known.claims, now) {
+            let max_age = issued.expires_at.saturating_sub(now);
+            cookies::ride_on(headers, cookies::set(cookie, &issued.token, max_age));
+        }
+    }
+
     /// The login page, for whoever comes to it.
     pub(super) fn login_page(
         &self,

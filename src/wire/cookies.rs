@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use http::header::COOKIE;
+use http::header::{CACHE_CONTROL, COOKIE, SET_COOKIE};
 use http::{HeaderMap, HeaderValue};
 
 use super::headers::folds_alike;
@@ -74,6 +74,27 @@ pub fn set(cookie: &Cookie, token: &str, max_age: u64) -> HeaderValue {
     value
 }
 
+/// Whether an answer of the upstream's may take one person's cookie along: not where a cache may keep it for
+/// others (RFC 9111 §5.2.2; a `Set-Cookie` does not stop one).
+pub fn may_ride_on(headers: &HeaderMap) -> bool {
+    !directives(headers).any(|directive| matches!(directive, b"public" | b"s-maxage"))
+}
+
+/// Adds a cookie to an answer of the upstream's, and has no cache keep it for others.
+pub fn ride_on(headers: &mut HeaderMap, cookie: HeaderValue) {
+    if !directives(headers).any(|directive| matches!(directive, b"private" | b"no-store")) {
+        headers.append(CACHE_CONTROL, HeaderValue::from_static("private"));
+    }
+    headers.append(SET_COOKIE, cookie);
+}
+
+/// The names in `Cache-Control`, as far as they are in lower case, as everybody writes them.
+fn directives(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let all =
+        headers.get_all(CACHE_CONTROL).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    all.map(|directive| directive.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii())
+}
+
 /// The `Set-Cookie` that removes it.
 pub fn clear(cookie: &Cookie) -> HeaderValue {
     HeaderValue::try_from(format!("{}=; Max-Age=0{}", cookie.name, cookie.attributes))
@@ -116,7 +137,12 @@ mod tests {
     use super::*;
 
     fn cookie() -> Cookie {
-        Cookie { name: "portcullis_token".into(), attributes: "; Path=/; HttpOnly", secure: false }
+        Cookie {
+            name: "portcullis_token".into(),
+            attributes: "; Path=/; HttpOnly",
+            secure: false,
+            renew: true,
+        }
     }
 
     fn headers(lines: &[&str]) -> HeaderMap {
@@ -208,6 +234,30 @@ mod tests {
         assert_eq!(set(&cookie(), "a.b.c", 60), "portcullis_token=a.b.c; Max-Age=60; Path=/; HttpOnly");
         assert!(set(&cookie(), "a.b.c", 60).is_sensitive(), "a token is in no debug output");
         assert_eq!(clear(&cookie()), "portcullis_token=; Max-Age=0; Path=/; HttpOnly");
+    }
+
+    #[test]
+    fn a_cookie_rides_only_on_what_no_cache_keeps_for_others() {
+        for (before, after) in [
+            (&[][..], Some(&["private"][..])),
+            (&["no-cache"], Some(&["no-cache", "private"])),
+            (&["max-age=60, must-revalidate"], Some(&["max-age=60, must-revalidate", "private"])),
+            (&["private, max-age=60"], Some(&["private, max-age=60"])),
+            (&["max-age=0", "no-store"], Some(&["max-age=0", "no-store"])),
+            (&["public, max-age=60"], None),
+            (&["max-age=0 , s-maxage=60"], None),
+            (&["private=\"x\", public"], None),
+        ] {
+            let mut map = HeaderMap::new();
+            for value in before {
+                map.append(CACHE_CONTROL, HeaderValue::from_static(value));
+            }
+            assert_eq!(may_ride_on(&map), after.is_some(), "{before:?}");
+            ride_on(&mut map, set(&cookie(), "t", 1));
+            if let Some(after) = after {
+                assert_eq!(map.get_all(CACHE_CONTROL).iter().collect::<Vec<_>>(), after);
+            }
+        }
     }
 
     proptest::proptest! {

@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_bearer_token_decides_alone_and_another_scheme_leaves_it_to_the_cookie() {
-        let cookie = Cookie { name: "t".into(), attributes: "", secure: false };
+        let cookie = Cookie { name: "t".into(), attributes: "", secure: false, renew: true };
         for (authorization, cookies, expected) in [
             (None, "t=c", Ok(Credentials::Cookie("c"))),
             (Some("Bearer b"), "t=c", Ok(Credentials::Bearer("b"))),

@@ -22,7 +22,8 @@ fn cms(seen: &Seen) -> Response<Full<Bytes>> {
     let who = seen.header("x-auth-user").unwrap_or("nobody");
     let page = format!(
         "<!doctype html><html lang=en><title>CMS</title><h1>Desk</h1><p>Hello {who}, {method} {target}</p>\
-         <form method=post action=/desk/save><button id=save>Save</button></form>",
+         <form method=post action=/desk/save><button id=save>Save</button></form>\
+         <form method=post action=/auth/logout><button id=out>Sign out</button></form>",
         method = seen.method,
         target = seen.target,
     );
@@ -126,8 +127,18 @@ async fn people_sign_in_see_the_cms_and_are_refused_where_their_role_is_too_low(
     browser.arrives(&format!("{site}/schema/pages")).await;
     assert!(browser.text().await.contains("Hello sam, GET /schema/pages"));
 
-    // Without the cookie, nobody is anybody again.
-    browser.forget_cookies().await;
+    // The CMS's own button signs out, and whoever has a copy of the cookie is signed out, too.
+    let mine = browser.cookies().await;
+    let out = browser.find("#out").await;
+    browser.click(&out).await;
+    browser.arrives(&format!("{site}/auth/login?signed_out")).await;
+    assert!(browser.text().await.contains("You are signed out."));
+    browser.keep_screenshot("signed-out").await;
+    assert_eq!(browser.cookies().await, Vec::<serde_json::Value>::new());
+    let copy = format!("{}={}", mine[0]["name"].as_str().unwrap(), mine[0]["value"].as_str().unwrap());
+    assert_eq!(gateway.get("/desk/x").header("cookie", &copy).send().await.status, 401);
+    browser.open(&format!("{site}/")).await;
+    assert!(browser.text().await.contains("Hello nobody"));
     let script = "const a = await fetch('/desk/x'); return [a.status, a.redirected, (await a.json()).error]";
     assert_eq!(browser.run(script).await, json!([401, false, "Missing Authorization header"]));
     browser.open(&format!("{site}/desk/today")).await;

@@ -1,6 +1,13 @@
 //! The cookie: who it speaks for, where it goes, and what a page of another site can do with it.
 
-use crate::harness::{Answer, Call, Gateway, PASSWORD, Upstream};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::Response;
+use http_body_util::Full;
+use portcullis::token::decode_without_verifying;
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Call, Gateway, PASSWORD, RawUpstream, Upstream};
 
 const RULES: &str = "rules: [{ path: /in/*, allow: Viewer }, { path: /high, allow: SuperAdmin }, { path: /open/*, allow: public }]\n";
 
@@ -43,7 +50,7 @@ async fn a_login_leaves_a_cookie_that_scripts_cannot_read() {
         ),
     ] {
         let gateway = start(&upstream, &format!("{{ cookie: {cookie} }}")).await;
-        let body = serde_json::json!({ "username": "vera", "password": PASSWORD });
+        let body = json!({ "username": "vera", "password": PASSWORD });
         let answer = gateway.post("/auth/login").json(&body).send().await;
         let json = answer.json();
         let token = json["token"].as_str().unwrap();
@@ -260,7 +267,7 @@ async fn a_login_is_refused_only_where_it_comes_from_a_foreign_page() {
     let login = "{ cookie: { secure: false }, page: true, origins: ['https://app.example'] }";
     let gateway = start(&upstream, login).await;
     let here = format!("http://{}", gateway.address);
-    let body = serde_json::json!({ "username": "vera", "password": PASSWORD });
+    let body = json!({ "username": "vera", "password": PASSWORD });
     for (headers, status, cookie) in [
         (&[][..], 200, true),
         (&[("sec-fetch-site", "same-origin")], 200, true),
@@ -405,5 +412,256 @@ async fn a_failed_login_is_a_page_with_the_status_of_its_reason() {
         .to_vec();
     for (metric, count) in reasons.iter().zip([1.0, 2.0, 1.0]) {
         assert!((gateway.metric(metric).await - count).abs() < 0.5, "{metric}");
+    }
+}
+
+#[tokio::test]
+async fn signing_out_ends_the_session_and_clears_the_cookie() {
+    let upstream = Upstream::start().await;
+    let gateway = start(&upstream, "{ cookie: { secure: false, name: tok }, page: true }").await;
+    let cleared = "tok=; Max-Age=0; Path=/; HttpOnly; SameSite=Lax";
+    let site: &[(&str, &str)] = &[("sec-fetch-site", "same-origin")];
+    let person: &[(&str, &str)] = &[("sec-fetch-site", "same-origin"), ("sec-fetch-mode", "navigate")];
+    let old_person: &[(&str, &str)] = &[("origin", "HERE"), ("accept", CHROMIUM)];
+    for (target, headers, status, location) in [
+        ("/auth/logout", site, 204, None),
+        ("/auth/logout?all", site, 204, None),
+        ("/auth/logout", person, 303, Some("/auth/login?signed_out")),
+        ("/auth/logout", old_person, 303, Some("/auth/login?signed_out")),
+        ("/auth/logout?next=/open/bye", person, 303, Some("/open/bye")),
+        ("/auth/logout?all&next=//evil.example", person, 303, Some("/auth/login?signed_out")),
+    ] {
+        let cookie = format!("tok={}", gateway.login("vera").await);
+        let mut call = gateway.post(target).header("cookie", &cookie);
+        for (name, value) in headers {
+            call = call.header(name, &value.replace("HERE", &format!("http://{}", gateway.address)));
+        }
+        let answer = call.send().await;
+        assert_eq!((answer.status, answer.header("location")), (status, location), "{target} {headers:?}");
+        assert_eq!(set_cookies(&answer), [cleared]);
+        assert_eq!(gateway.get("/in/x").header("cookie", &cookie).send().await.status, 401);
+    }
+    // Nobody is signed out by another site's page, which could not say whose cookie it is either.
+    let token = gateway.login("vera").await;
+    let cookie = format!("tok={token}");
+    for headers in [
+        &[][..],
+        &[("sec-fetch-site", "cross-site")],
+        &[("sec-fetch-site", "same-site"), ("sec-fetch-mode", "navigate")],
+        &[("sec-fetch-site", "none")],
+        &[("origin", "https://evil.example")],
+    ] {
+        let mut call = gateway.post("/auth/logout").header("cookie", &cookie);
+        for (name, value) in headers {
+            call = call.header(name, value);
+        }
+        let answer = call.send().await;
+        assert_eq!((answer.status, set_cookies(&answer)), (403, vec![]), "{headers:?}");
+        assert_eq!(gateway.get("/in/x").header("cookie", &cookie).send().await.status, 200);
+    }
+    // Whoever has nothing that counts is signed out already, and is told so where a person asks.
+    for (cookie, program) in [("tok=x", 401), ("a=b", 401)] {
+        let call = |headers: &[(&str, &str)]| {
+            let call = gateway.post("/auth/logout").header("cookie", cookie);
+            headers.iter().fold(call, |call, (name, value)| call.header(name, value))
+        };
+        assert_eq!(call(site).send().await.status, program, "{cookie}");
+        let answer = call(person).send().await;
+        assert_eq!((answer.status, set_cookies(&answer)), (303, vec![cleared]), "{cookie}");
+    }
+    let page = gateway.get("/auth/login?signed_out").send().await.text();
+    assert!(page.contains("You are signed out."), "{page}");
+    // With a bearer token no page is asked for, and none is asked where it is from.
+    let answer =
+        gateway.post("/auth/logout").bearer(&token).header("sec-fetch-site", "cross-site").send().await;
+    assert_eq!(answer.status, 204);
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+/// A token like `real`, with other claims, signed with the secret that the gateway has.
+fn like(real: &str, more: Value) -> String {
+    let mut claims = decode_without_verifying(real).unwrap().claims;
+    for (name, value) in more.as_object().unwrap() {
+        match value {
+            Value::Null => claims.as_object_mut().unwrap().shift_remove(name),
+            value => claims.as_object_mut().unwrap().insert(name.clone(), value.clone()),
+        };
+    }
+    let mut header = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::HS256);
+    header.kid = Some("shared".to_owned());
+    let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
+    jsonwebtoken::encode(&header, &claims, &key).unwrap()
+}
+
+fn renewing(renew: bool) -> String {
+    format!(
+        "{RULES}tokens: {{ algorithm: HS256, keys: {{ secret: {SECRET} }} }}\n\
+         login: {{ rotate: /auth/rotate, cookie: {{ secure: false, name: tok, renew: {renew} }} }}"
+    )
+}
+
+/// The token in the cookie that an answer sets.
+fn fresh(answer: &Answer) -> Option<String> {
+    let cookies = set_cookies(answer);
+    let own: Vec<&str> = cookies.iter().filter_map(|cookie| cookie.strip_prefix("tok=")).collect();
+    assert!(own.len() < 2, "{own:?}");
+    own.first().map(|cookie| cookie.split(';').next().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn a_browser_in_use_gets_a_fresh_cookie_past_half_its_life_and_within_the_session() {
+    let upstream = Upstream::answering(|seen| {
+        let mut response = Response::new(Full::from("page"));
+        response.headers_mut().insert("set-cookie", "cms=1".parse().unwrap());
+        if let Some((_, control)) = seen.target.split_once("?cc=") {
+            response.headers_mut().insert("cache-control", control.parse().unwrap());
+        }
+        response
+    })
+    .await;
+    let gateway = Gateway::start(&upstream, &renewing(true)).await;
+    let real = gateway.login("vera").await;
+    let (minute, day) = (60, 86_400);
+    let navigate: &[(&str, &str)] = &[("sec-fetch-mode", "navigate")];
+    let old: &[(&str, &str)] = &[("accept", CHROMIUM)];
+    let post: &[(&str, &str)] = &[("sec-fetch-mode", "navigate"), ("sec-fetch-site", "same-origin")];
+    let script: &[(&str, &str)] = &[("sec-fetch-mode", "cors"), ("sec-fetch-site", "same-origin")];
+    // Minutes since it was issued and since the login; what is left of the fresh one in minutes.
+    for (method, target, headers, age, session, left) in [
+        ("GET", "/in/x", navigate, 31, 31, Some(60)),
+        ("GET", "/open/x", navigate, 59, 59, Some(60)),
+        ("GET", "/in/x", old, 40, 5 * 24 * 60, Some(60)),
+        ("POST", "/in/x", post, 40, 40, Some(60)),
+        ("GET", "/in/x", navigate, 29, 29, None),
+        ("GET", "/in/x", script, 50, 50, None),
+        ("GET", "/in/x", &[], 50, 50, None),
+        ("POST", "/in/x", old, 50, 50, None),
+        // What is left of seven days, if that is more than the token has.
+        ("GET", "/in/x", navigate, 50, 7 * 24 * 60 - 30, Some(30)),
+        ("GET", "/in/x", navigate, 50, 7 * 24 * 60 - 5, None),
+        ("GET", "/in/x", navigate, 50, 8 * 24 * 60, None),
+    ] {
+        let (iat, auth_time) = (now() - age * minute, now() - session * minute);
+        let times = json!({ "jti": format!("{age}-{session}"), "iat": iat, "exp": iat + 60 * minute, "auth_time": auth_time });
+        let old_token = like(&real, times);
+        let mut call = gateway.request(method, target).header("cookie", &format!("tok={old_token}"));
+        for (name, value) in headers {
+            call = call.header(name, value);
+        }
+        if method == "POST" && *headers == *old {
+            call = call.header("origin", &format!("http://{}", gateway.address));
+        }
+        let answer = call.send().await;
+        assert_eq!(answer.status, 200);
+        assert!(set_cookies(&answer).contains(&"cms=1"), "the CMS's own cookies come through");
+        let row = format!("{method} {target} {headers:?} {age} {session}");
+        let token = fresh(&answer);
+        assert_eq!(token.is_some(), left.is_some(), "{row}");
+        let (Some(token), Some(left)) = (token, left) else { continue };
+        let (was, is) = (
+            decode_without_verifying(&old_token).unwrap().claims,
+            decode_without_verifying(&token).unwrap().claims,
+        );
+        for claim in
+            ["iss", "aud", "sub", "preferred_username", "role", "name", "email", "sid", "auth_time", "gen"]
+        {
+            assert_eq!(is[claim], was[claim], "{row}: {claim}");
+        }
+        assert_ne!(is["jti"], was["jti"]);
+        let lasts = is["exp"].as_u64().unwrap().abs_diff(now() + left * minute);
+        assert!(lasts < minute, "{row}: {is}");
+        assert!(is["exp"].as_u64() <= is["auth_time"].as_u64().map(|begin| begin + 7 * day));
+        assert_eq!(answer.header("cache-control"), Some("private"), "no cache keeps it for others");
+        let answer = gateway.get("/in/x").header("cookie", &format!("tok={token}")).send().await;
+        assert_eq!(answer.status, 200, "it counts");
+    }
+    let iat = now() - 50 * minute;
+    let times = json!({ "iat": iat, "exp": iat + 60 * minute, "auth_time": iat });
+    let due = like(&real, times.clone());
+    // On nothing that a cache would keep for everybody; and a bearer token is a program's to look after.
+    for (control, is_fresh) in
+        [("public", false), ("s-maxage=9", false), ("no-store", true), ("private", true)]
+    {
+        let call = gateway.get(&format!("/in/x?cc={control}")).header("cookie", &format!("tok={due}"));
+        let answer = call.header("sec-fetch-mode", "navigate").send().await;
+        assert_eq!((fresh(&answer).is_some(), answer.header("cache-control")), (is_fresh, Some(control)));
+    }
+    let answer = gateway.get("/in/x").bearer(&due).header("sec-fetch-mode", "navigate").send().await;
+    assert_eq!((answer.status, fresh(&answer)), (200, None));
+    // Somebody else who has the secret made this one: nobody knows what would end its copy.
+    let mut foreign = times;
+    foreign["gen"] = Value::Null;
+    let foreign = like(&real, foreign);
+    let call = gateway.get("/in/x").header("cookie", &format!("tok={foreign}"));
+    let answer = call.header("sec-fetch-mode", "navigate").send().await;
+    assert_eq!((answer.status, fresh(&answer)), (200, None));
+    // And only where it is wanted.
+    let gateway = Gateway::start(&upstream, &renewing(false)).await;
+    let call = gateway.get("/in/x").header("cookie", &format!("tok={due}"));
+    let answer = call.header("sec-fetch-mode", "navigate").send().await;
+    assert_eq!((answer.status, fresh(&answer)), (200, None));
+}
+
+#[tokio::test]
+async fn what_ends_a_login_or_its_user_ends_renewed_cookies_as_well() {
+    let upstream = Upstream::start().await;
+    let gateway = Gateway::start(&upstream, &renewing(true)).await;
+    for how in ["logout with the old one", "logout with the new one", "token revoke", "a role", "a password"]
+    {
+        let real = gateway.login("vera").await;
+        let iat = now() - 50 * 60;
+        let old = like(&real, json!({ "iat": iat, "exp": iat + 3600, "auth_time": iat }));
+        let call = gateway.get("/in/x").header("cookie", &format!("tok={old}"));
+        let new = fresh(&call.header("sec-fetch-mode", "navigate").send().await).expect(how);
+        let log_out = |token: &str| gateway.post("/auth/logout").bearer(token).send();
+        let command = |arguments: &[&str], stdin: &str| {
+            let output = gateway.run(arguments, stdin);
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        };
+        match how {
+            "logout with the old one" => assert_eq!(log_out(&old).await.status, 204),
+            "logout with the new one" => assert_eq!(log_out(&new).await.status, 204),
+            "token revoke" => command(&["token", "revoke", "-"], &old),
+            "a role" => command(&["user", "role", "vera", "Viewer"], ""),
+            _ => command(&["user", "passwd", "vera", "--password-stdin"], PASSWORD),
+        }
+        for token in [&old, &new] {
+            let call = || gateway.get("/in/x").header("cookie", &format!("tok={token}"));
+            let deadline = std::time::Instant::now() + crate::harness::PATIENCE;
+            while call().send().await.status != 401 {
+                assert!(std::time::Instant::now() < deadline, "{how}");
+            }
+            let answer = call().header("sec-fetch-mode", "navigate").send().await;
+            assert_eq!((answer.status, fresh(&answer)), (401, None), "{how}: nor is it renewed");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_ends_while_the_cms_thinks_is_not_renewed() {
+    let upstream = RawUpstream::start().await;
+    let gateway = Gateway::start_at(upstream.address, &renewing(true)).await;
+    for ends in [false, true] {
+        let real = gateway.login("vera").await;
+        let iat = now() - 50 * 60;
+        let due = like(&real, json!({ "iat": iat, "exp": iat + 3600, "auth_time": iat }));
+        let mut client = gateway.connect().await;
+        client
+            .send(format!(
+                "GET /in/x HTTP/1.1\r\nHost: a\r\nCookie: tok={due}\r\nSec-Fetch-Mode: navigate\r\n\r\n"
+            ))
+            .await;
+        let mut server = upstream.accept().await;
+        server.head().await;
+        if ends {
+            assert_eq!(gateway.post("/auth/logout").bearer(&real).send().await.status, 204);
+        }
+        server.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").await;
+        assert_eq!(client.head().await.contains("set-cookie: tok="), !ends);
     }
 }
