@@ -18,18 +18,24 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::observe::audit::Trigger;
 use crate::server::handler::unix_now;
 use crate::server::{Gateway, Stage};
 use crate::store::StoreFuture;
 
-/// For a request's head: these clients are ours.
+/// For a request's head, and between two requests: these clients are ours.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connections at a time; the next ones wait to be accepted. Probes and a scraper or two need a handful.
+const CONNECTIONS: usize = 64;
 
 /// Answers until dropped.
 pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let Ok((stream, peer)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
@@ -41,7 +47,12 @@ pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener) {
         });
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-        tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
+        let serving = http.serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(async move {
+            // How it ended is the client's affair.
+            let _ = serving.await;
+            drop(place);
+        });
     }
 }
 

@@ -411,7 +411,8 @@ impl<'de> Deserialize<'de> for Outcome {
 pub struct Paths {
     /// A slash written as `%2F`: refused, or taken in its strictest reading.
     pub encoded_slash: EncodedSlash,
-    /// Extensions of scripts that a path may go on after: with `php`, `/users.php/x` is also read as `/users.php`.
+    /// Extensions of scripts that a path may go on after: with `php`, `/users.php/x` is also read as `/users.php`,
+    /// and `/index.php/x` as `/x`.
     pub scripts: Vec<At<Extension>>,
 }
 

@@ -819,13 +819,16 @@ fn own_pattern(path: &str) -> Pattern {
     Pattern::parse(path).expect("a path of the gateway's own is plain")
 }
 
-/// `read /admin/*`, or the path alone for a rule for every method.
+/// `read /admin/*`, or the path alone for a rule for every method; with the query, in full, that the rule is
+/// for: two rules may differ in that alone.
 fn label(rule: &Rule) -> String {
     let mut label = if rule.methods.is_any() { String::new() } else { format!("{} ", rule.methods) };
     label.push_str(rule.pattern.as_str());
     for (index, condition) in rule.query.iter().enumerate() {
         label.push(if index == 0 { '?' } else { '&' });
         label.push_str(&condition.name);
+        label.push('=');
+        label.push_str(&condition.wanted);
     }
     label
 }

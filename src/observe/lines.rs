@@ -32,12 +32,20 @@ impl LineSink {
     /// # Errors
     /// The system gives no thread.
     pub fn start() -> std::io::Result<Self> {
+        Self::writing_to(std::io::stderr())
+    }
+
+    /// As [`LineSink::start`], to somewhere else.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn writing_to(mut out: impl Write + Send + 'static) -> std::io::Result<Self> {
         let (sender, jobs) = sync_channel(BACKLOG);
         thread::Builder::new().name("log".to_owned()).spawn(move || {
             for job in jobs {
                 match job {
-                    // Nothing better can be done about a standard error that takes nothing.
-                    Job::Lines(lines) => drop(std::io::stderr().lock().write_all(&lines)),
+                    // Nothing better can be done about a place that takes nothing.
+                    Job::Lines(lines) => drop(out.write_all(&lines)),
                     Job::Flush(done) => drop(done.send(())),
                 }
             }

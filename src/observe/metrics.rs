@@ -25,8 +25,10 @@ pub struct Metrics {
     pub seconds: Histogram,
     /// Downstream connections that are open.
     pub connections: IntGauge,
-    /// Requests that ended in a panic. Always 0, or there is a bug to report.
+    /// Panics, on whatever thread. Always 0, or there is a bug to report.
     pub panics: IntCounter,
+    /// Clients given up for standing still while others waited for the connection to the upstream.
+    pub hurried: IntCounter,
     /// Access-log lines given up because nobody took them.
     pub lines_dropped: IntCounter,
     /// 1 if the configuration file as it is now is in force.
@@ -146,7 +148,11 @@ impl Metrics {
                 .buckets(SECONDS.to_vec())
             )),
             connections: register!(IntGauge::with_opts(build("connections", "Open downstream connections"))),
-            panics: register!(IntCounter::with_opts(build("panics_total", "Requests that ended in a panic"))),
+            panics: register!(IntCounter::with_opts(build("panics_total", "Panics, each of them a bug"))),
+            hurried: register!(IntCounter::with_opts(build(
+                "stalled_clients_cut_total",
+                "Clients cut for standing still while others waited for a connection to the upstream"
+            ))),
             lines_dropped: register!(IntCounter::with_opts(build(
                 "log_lines_dropped_total",
                 "Access-log lines dropped because they were not taken in time"

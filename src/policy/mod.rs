@@ -338,15 +338,40 @@ impl Policy {
                     }
                 }
             }
-            if let Some(query) = target.query() {
-                rules.each_by_query(&self.list, text, query, |id| {
-                    let rule = &self.list[id.index()];
-                    for method in methods.clone().filter(|method| rule.methods.covers(method)) {
-                        each(method, text, false, rule.allow, Because::QueryRule(id));
-                    }
-                });
-            }
+            self.each_by_query(rules, target, text, methods.clone(), &mut each);
         }
+        for text in target.unaccented_texts() {
+            let folded = pattern::fold(text);
+            for method in methods.clone() {
+                let mut hits = rules.find_folded(method, &folded).peekable();
+                if hits.peek().is_none() {
+                    each(method, &folded, true, Requirement::Deny, Because::NoRule);
+                }
+                for hit in hits {
+                    let (requirement, why) = because(hit);
+                    each(method, &folded, true, requirement, why);
+                }
+            }
+            self.each_by_query(rules, target, text, methods.clone(), &mut each);
+        }
+    }
+
+    /// The part of [`Policy::each_reading`] that the query decides.
+    fn each_by_query<'t>(
+        &self,
+        rules: &Rules,
+        target: &Target<'_>,
+        text: &str,
+        methods: impl Iterator<Item = &'t str> + Clone,
+        each: &mut impl FnMut(&str, &str, bool, Requirement, Because),
+    ) {
+        let Some(query) = target.query() else { return };
+        rules.each_by_query(&self.list, text, query, |id| {
+            let rule = &self.list[id.index()];
+            for method in methods.clone().filter(|method| rule.methods.covers(method)) {
+                each(method, text, false, rule.allow, Because::QueryRule(id));
+            }
+        });
     }
 
     fn strictest<'t>(

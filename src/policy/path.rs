@@ -26,7 +26,7 @@ pub enum EncodedSlash {
 pub enum PathError {
     /// It does not start with `/`.
     NotAbsolute,
-    /// A segment is `.` or `..`, in whatever encoding.
+    /// A segment is `.`, `..` or more dots, in whatever encoding.
     DotSegment,
     /// A byte below 0x20 or 0x7F, as sent or encoded.
     Control,
@@ -84,7 +84,7 @@ impl fmt::Display for PathError {
 impl std::error::Error for PathError {}
 
 /// A decoded path without ambiguity: it starts with `/`, its segments are separated by `/` and are
-/// never `.` or `..`, and no segment holds a control character or a backslash.
+/// never dots alone, and no segment holds a control character or a backslash.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NormalizedPath<'a> {
     text: Cow<'a, str>,
@@ -103,7 +103,7 @@ enum Class {
     Upper,
     Slash,
     Dot,
-    /// Has a meaning to some reading: `;`, blanks.
+    /// Has a meaning to some reading: `;`, `+`, blanks.
     Odd,
     Percent,
     Backslash,
@@ -122,7 +122,7 @@ const CLASSES: [Class; 256] = {
             b'A'..=b'Z' => Class::Upper,
             b'/' => Class::Slash,
             b'.' => Class::Dot,
-            b';' | b' ' | b'?' => Class::Odd,
+            b';' | b'+' | b' ' | b'?' => Class::Odd,
             b'%' => Class::Percent,
             b'\\' => Class::Backslash,
             b'#' => Class::Fragment,
@@ -225,9 +225,10 @@ pub(super) fn segments(text: &str) -> impl Iterator<Item = &str> + Clone {
     inner.split('/').skip(skip)
 }
 
-/// Whether an upstream would take this segment for "here" or "up".
+/// Whether an upstream would take this segment for "here" or "up". More than two dots, too: whoever cuts
+/// trailing dots before decoding makes `..` of `%2e%2e.`.
 pub fn is_dot_segment(segment: &str) -> bool {
-    matches!(segment, "." | "..")
+    !segment.is_empty() && segment.bytes().all(|byte| byte == b'.')
 }
 
 /// The value of two hexadecimal digits.
@@ -307,6 +308,8 @@ mod tests {
             ("/a/../b", PathError::DotSegment),
             ("/a/./b", PathError::DotSegment),
             ("/a/..", PathError::DotSegment),
+            ("/a/...", PathError::DotSegment),
+            ("/a/%2e%2e./b", PathError::DotSegment),
             ("/admin/%2e%2e/x", PathError::DotSegment),
             ("/admin/%2E/x", PathError::DotSegment),
             ("/admin/.%2e", PathError::DotSegment),
@@ -341,7 +344,7 @@ mod tests {
             ("/caf%C3%A9", "/café"),
             ("/a%20b", "/a b"),
             ("/%2561", "/%61"),
-            ("/a.b/..c/...", "/a.b/..c/..."),
+            ("/a.b/..c/...d", "/a.b/..c/...d"),
             ("/a+b", "/a+b"),
             ("/a%3Fb%23c", "/a?b#c"),
         ] {
@@ -358,6 +361,7 @@ mod tests {
             ("/Admin/Users", true),
             ("/a/b/", true),
             ("/a//b", false),
+            ("/a+b", false),
             ("/a;x/b", false),
             ("/a./b", false),
             ("/a.", false),
@@ -391,6 +395,23 @@ mod tests {
                 let long_way = NormalizedPath::parse(&cased, EncodedSlash::Reject).unwrap();
                 prop_assert!(long_way.is_plain());
                 prop_assert_eq!(long_way.as_str().strip_suffix('X'), Some(raw.as_str()));
+            }
+        }
+
+        #[test]
+        fn normalising_what_is_normal_changes_nothing(raw in "/([a-zA-Z./;+~@%-]|%2e|%25|%20|%3[bBfF]|%C3%A9|%E2%80%8B|%2F){0,14}") {
+            for slash in [EncodedSlash::Reject, EncodedSlash::Strict] {
+                let Ok(path) = NormalizedPath::parse(&raw, slash) else { continue };
+                let mut sent = String::new();
+                for c in path.as_str().chars() {
+                    match c {
+                        ENCODED_SLASH => sent.push_str("%2F"),
+                        '/' | 'a'..='z' | 'A'..='Z' | '.' | '-' => sent.push(c),
+                        _ => c.to_string().bytes().for_each(|byte| sent.push_str(&format!("%{byte:02X}"))),
+                    }
+                }
+                let again = NormalizedPath::parse(&sent, slash);
+                prop_assert_eq!(again.map(|again| again.as_str().to_owned()), Ok(path.as_str().to_owned()), "{} as {}", raw, sent);
             }
         }
 

@@ -21,6 +21,8 @@ const MAX_DECODINGS: usize = 4;
 pub struct QueryCondition {
     /// As it stands in the file.
     pub name: String,
+    /// As it stands in the file.
+    pub wanted: String,
     value: QueryValue,
     folded_name: String,
 }
@@ -34,15 +36,15 @@ enum QueryValue {
 }
 
 impl QueryCondition {
-    /// `value` is `*`, a prefix ending in `/*`, or the exact value.
-    pub fn new(name: &str, value: &str) -> Self {
-        let folded = canonical_value(value);
-        let value = match value.strip_suffix("/*") {
-            _ if value == "*" => QueryValue::Any,
+    /// `wanted` is `*`, a prefix ending in `/*`, or the exact value.
+    pub fn new(name: &str, wanted: &str) -> Self {
+        let folded = canonical_value(wanted);
+        let value = match wanted.strip_suffix("/*") {
+            _ if wanted == "*" => QueryValue::Any,
             Some(prefix) => QueryValue::Below(canonical_value(prefix)),
             None => QueryValue::Exactly(folded),
         };
-        Self { name: name.to_owned(), value, folded_name: canonical_name(name) }
+        Self { name: name.to_owned(), wanted: wanted.to_owned(), value, folded_name: canonical_name(name) }
     }
 
     /// Whether any parameter of `query` satisfies the condition.
@@ -198,9 +200,10 @@ impl Decodings {
 }
 
 /// A name as PHP would store it, letter case folded: leading blanks cut, `.` and blanks as `_`,
-/// cut at `[` and at NUL.
+/// cut at `[` and at NUL. A `?` before it is more of the delimiter: PHP's own server and WHATWG's
+/// `URLSearchParams` drop it.
 fn canonical_name(name: &str) -> String {
-    let name = name.trim_start_matches(' ');
+    let name = name.trim_start_matches([' ', '?']);
     let end = name.find(['[', '\0']).unwrap_or(name.len());
     fold(&name[..end]).replace(['.', ' '], "_")
 }
@@ -242,6 +245,8 @@ mod tests {
             ("rest_route", "/wp/v2/users", "rest%5froute=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "%20rest_route=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "rest_route[]=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "?rest_route=/wp/v2/users", true),
+            ("rest_route", "/wp/v2/users", "??rest_route=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "rest[route=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "rest%5broute=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users", "a=b&rest_route=x&rest_route=/wp/v2/users", true),

@@ -1,8 +1,8 @@
 //! Every way an upstream could read one request target.
 //!
 //! Upstreams decode twice, merge slashes, cut `;params`, ignore letter case or trailing dots, route
-//! `/users.php/x` to `users.php`, and obey a method named in a header. Each is a way round a rule
-//! that was decided on another reading. Here all of them are worked out and combined until nothing
+//! `/users.php/x` to `users.php` and `/index.php/x` to `/x`, take `//host/x` for `/x`, and obey a method
+//! named in a header. Each is a way round a rule that was decided on another reading. Here all of them are worked out and combined until nothing
 //! new appears; the strictest requirement among them counts (`super::Policy`).
 //!
 //! A path written plainly has one reading besides letter case and pays for none of this.
@@ -11,8 +11,10 @@
 use std::borrow::Cow;
 
 use unicode_normalization::UnicodeNormalization;
+use unicode_normalization::char::canonical_combining_class;
 
 use super::path::{ENCODED_SLASH, EncodedSlash, NormalizedPath, PathError, decode_valid, is_dot_segment};
+use super::pattern::fold;
 use super::query::Query;
 
 /// More readings of one path than this, and it is refused: no honest path comes near.
@@ -44,8 +46,16 @@ pub struct Target<'a> {
     path: NormalizedPath<'a>,
     /// The raw query, and the same taken apart if there is one.
     query: Option<Query>,
-    /// Readings of the path besides itself, letter case apart.
+    readings: Readings,
+}
+
+/// Readings of a path besides itself.
+#[derive(Clone, Debug, Default)]
+struct Readings {
+    /// Whose literals may be compared exactly.
     others: Vec<String>,
+    /// Those that lost an accent on the way: literals have to lose theirs as well.
+    unaccented: Vec<String>,
 }
 
 impl<'a> Target<'a> {
@@ -62,8 +72,8 @@ impl<'a> Target<'a> {
         options: &PathOptions,
     ) -> Result<Self, PathError> {
         let path = NormalizedPath::parse(path, options.encoded_slash)?;
-        let others =
-            if path.is_plain() { Vec::new() } else { other_readings(path.as_str(), &options.scripts)? };
+        let readings =
+            if path.is_plain() { Readings::default() } else { readings(path.as_str(), &options.scripts)? };
         let query = query.map(Query::parse);
         let mut named: Vec<String> = overrides.into_iter().map(method_named_by).collect();
         if let Some(query) = &query {
@@ -75,7 +85,7 @@ impl<'a> Target<'a> {
         if named.len() > MAX_OVERRIDES {
             return Err(PathError::TooManyReadings);
         }
-        Ok(Self { method, overrides: named, path, query, others })
+        Ok(Self { method, overrides: named, path, query, readings })
     }
 
     /// The method on the request line.
@@ -99,7 +109,13 @@ impl<'a> Target<'a> {
 
     /// The texts that an upstream might route by, the one decoded once first.
     pub(super) fn texts(&self) -> impl Iterator<Item = &str> + Clone {
-        std::iter::once(self.path.as_str()).chain(self.others.iter().map(String::as_str))
+        std::iter::once(self.path.as_str()).chain(self.readings.others.iter().map(String::as_str))
+    }
+
+    /// The texts that it might come to by leaving accents out first. Only to be compared folded: `/cafe` is
+    /// `/café` to whoever reads it so.
+    pub(super) fn unaccented_texts(&self) -> impl Iterator<Item = &str> + Clone {
+        self.readings.unaccented.iter().map(String::as_str)
     }
 
     /// The same request without the methods that headers name: what an upstream would see if they
@@ -116,45 +132,88 @@ fn method_named_by(value: &str) -> String {
 }
 
 /// Everything that `text` can be read as, itself left out.
-fn other_readings(text: &str, scripts: &[String]) -> Result<Vec<String>, PathError> {
+fn readings(text: &str, scripts: &[String]) -> Result<Readings, PathError> {
     let mut found = vec![text.to_owned()];
     let mut bytes = text.len();
     let mut next = 0;
     while next < found.len() {
-        let current = found[next].clone();
-        for change in CHANGES {
-            let Cow::Owned(changed) = change(&current, scripts) else { continue };
-            if changed == current || found.contains(&changed) {
-                continue;
-            }
-            refuse_what_appeared(&current, &changed)?;
-            bytes += changed.len();
-            if found.len() == MAX_READINGS || bytes > MAX_READING_BYTES {
-                return Err(PathError::TooManyReadings);
-            }
-            found.push(changed);
-        }
+        change_all(&mut found, next, &mut bytes, scripts)?;
         next += 1;
     }
+    let with_accents = found.len();
+    // Again from the first, whatever has become of them without.
+    for index in 0..with_accents {
+        drop_accents(&mut found, index, &mut bytes)?;
+    }
+    while next < found.len() {
+        change_all(&mut found, next, &mut bytes, scripts)?;
+        drop_accents(&mut found, next, &mut bytes)?;
+        next += 1;
+    }
+    let unaccented = found.split_off(with_accents);
     found.remove(0);
-    Ok(found)
+    Ok(Readings { others: found, unaccented })
+}
+
+/// Adds what every change makes of the text at `index`.
+fn change_all(
+    found: &mut Vec<String>,
+    index: usize,
+    bytes: &mut usize,
+    scripts: &[String],
+) -> Result<(), PathError> {
+    let current = found[index].clone();
+    for change in CHANGES {
+        if let Cow::Owned(changed) = change(&current, scripts) {
+            take(found, index, changed, bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds the text at `index` with the marks taken off its letters.
+fn drop_accents(found: &mut Vec<String>, index: usize, bytes: &mut usize) -> Result<(), PathError> {
+    let text = &found[index];
+    if text.is_ascii() {
+        return Ok(());
+    }
+    let without = text.nfd().filter(|c| canonical_combining_class(*c) == 0).nfc().collect();
+    take(found, index, without, bytes)
+}
+
+/// Adds what became of the text at `from`, if it is new.
+fn take(found: &mut Vec<String>, from: usize, changed: String, bytes: &mut usize) -> Result<(), PathError> {
+    if found.contains(&changed) {
+        return Ok(());
+    }
+    refuse_what_appeared(&found[from], &changed)?;
+    *bytes += changed.len();
+    if found.len() == MAX_READINGS || *bytes > MAX_READING_BYTES {
+        return Err(PathError::TooManyReadings);
+    }
+    found.push(changed);
+    Ok(())
 }
 
 /// A change to a whole path that some upstream makes; borrowed where it changes nothing.
 type Change = for<'t> fn(&'t str, &[String]) -> Cow<'t, str>;
 
-const CHANGES: [Change; 10] = [
+const CHANGES: [Change; 14] = [
     decode_again,
     split_encoded_slash,
     cut_parameters,
     compatibility_forms,
+    drop_invisible,
+    plus_as_blank,
     cut_blanks,
     cut_trailing_dots,
     // Each by itself: an upstream may know the one and not the other.
     |text, _| cut_at(text, '?'),
     |text, _| cut_at(text, '#'),
     cut_after_script,
+    drop_script,
     |text, _| merge_slashes(text),
+    |text, _| cut_authority(text),
 ];
 
 /// A reading may merge slashes or be shorter; it must not bring up what would be refused as sent.
@@ -213,6 +272,25 @@ fn compatibility_forms<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
     if text.is_ascii() { Cow::Borrowed(text) } else { Cow::Owned(text.nfkc().collect()) }
 }
 
+/// Characters without a width of their own, which databases and NFKC_Casefold compare as if they were not there.
+fn drop_invisible<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
+    if text.contains(is_invisible) { Cow::Owned(text.replace(is_invisible, "")) } else { Cow::Borrowed(text) }
+}
+
+/// Whether a character is ignorable by default (Unicode, Default_Ignorable_Code_Point).
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+        | '\u{fff0}'..='\u{fff8}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// A `+` taken for a blank, as it is in a query: PHP's `urldecode`, Python's `unquote_plus`.
+fn plus_as_blank<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
+    if text.contains('+') { Cow::Owned(text.replace('+', " ")) } else { Cow::Borrowed(text) }
+}
+
 /// Blanks at either end of a segment.
 fn cut_blanks<'t>(text: &'t str, _: &[String]) -> Cow<'t, str> {
     each_segment(text, |segment| Cow::Borrowed(segment.trim_matches(|c: char| c.is_whitespace())))
@@ -230,20 +308,29 @@ fn cut_at(text: &str, delimiter: char) -> Cow<'_, str> {
 
 /// `/users.php/x` is `users.php` with path info `/x` (CGI, RFC 3875 §4.1.5).
 fn cut_after_script<'t>(text: &'t str, scripts: &[String]) -> Cow<'t, str> {
+    find_script(text, scripts).map_or(Cow::Borrowed(text), |(_, end)| Cow::Owned(text[..end].to_owned()))
+}
+
+/// `/index.php/x` is `/x`: a front controller routes by its path info as it does by a rewritten path.
+fn drop_script<'t>(text: &'t str, scripts: &[String]) -> Cow<'t, str> {
+    find_script(text, scripts)
+        .map_or(Cow::Borrowed(text), |(start, end)| Cow::Owned([&text[..start], &text[end + 1..]].concat()))
+}
+
+/// Where the first segment that names a script begins and ends, if something follows it.
+fn find_script(text: &str, scripts: &[String]) -> Option<(usize, usize)> {
     let mut end = 0;
     for segment in text.split_inclusive('/') {
+        let start = end;
         end += segment.len();
-        let Some(name) = segment.strip_suffix('/') else { break };
+        let name = segment.strip_suffix('/')?;
         let extension = name.rsplit_once('.').map(|(_, extension)| extension);
-        if extension.is_some_and(|given| scripts.iter().any(|script| script.eq_ignore_ascii_case(given))) {
-            return if end < text.len() {
-                Cow::Owned(text[..end - 1].to_owned())
-            } else {
-                Cow::Borrowed(text)
-            };
+        let extension = extension.map(fold);
+        if extension.is_some_and(|given| scripts.contains(&given)) {
+            return (end < text.len()).then_some((start, end - 1));
         }
     }
-    Cow::Borrowed(text)
+    None
 }
 
 /// Empty segments dropped.
@@ -260,6 +347,16 @@ fn merge_slashes(text: &str) -> Cow<'_, str> {
     Cow::Owned(merged)
 }
 
+/// `//host/x` is `/x` on another host to whoever reads a target as a reference (RFC 3986 §4.2): WHATWG's URL
+/// with any number of slashes, PHP's `parse_url` and Python's `urlsplit` with two.
+fn cut_authority(text: &str) -> Cow<'_, str> {
+    if !text.starts_with("//") {
+        return Cow::Borrowed(text);
+    }
+    let behind = text.trim_start_matches('/');
+    Cow::Owned(behind.find('/').map_or_else(|| "/".to_owned(), |end| behind[end..].to_owned()))
+}
+
 fn absolute(text: &str) -> String {
     if text.starts_with('/') { text.to_owned() } else { format!("/{text}") }
 }
@@ -272,7 +369,7 @@ mod tests {
     fn readings(raw: &str) -> Result<Vec<String>, PathError> {
         let options = PathOptions { encoded_slash: EncodedSlash::Reject, scripts: vec!["php".into()] };
         Target::parse("GET", raw, None, [], &options)
-            .map(|target| target.texts().map(str::to_owned).collect())
+            .map(|target| target.texts().chain(target.unaccented_texts()).map(str::to_owned).collect())
     }
 
     #[test]
@@ -295,6 +392,23 @@ mod tests {
             ("/users.php%20/x", "/users.php"),
             ("//admin/users.php/x", "/admin/users.php/x"),
             ("//admin/users.php/x", "/admin/users.php"),
+            ("/index.php/admin/x", "/admin/x"),
+            ("/blog/index.php/admin", "/blog/admin"),
+            ("/INDEX.PHP/%2561dmin", "/admin"),
+            ("/a.php/b.php/admin", "/admin"),
+            ("/index%2Ephp;x/admin", "/admin"),
+            ("//host/admin", "/admin"),
+            ("///host:80/admin", "/admin"),
+            ("//host//admin", "/admin"),
+            ("//admin", "/"),
+            ("//host/index.php/admin", "/admin"),
+            ("/admin+/x", "/admin/x"),
+            ("/users.php+", "/users.php"),
+            ("/my+page", "/my page"),
+            ("/+/admin", "/admin"),
+            ("/ad%E2%80%8Bmin", "/admin"),
+            ("/admin%EF%BB%BF/x", "/admin/x"),
+            ("/admin%C2%AD", "/admin"),
             ("/a%23b/c%3Fd", "/a"),
             ("/a%23b/c%3Fd", "/a#b/c"),
             ("/a%3Fb/c%23d", "/a?b/c"),
@@ -314,6 +428,16 @@ mod tests {
             ("/a%EF%BC%8Fb", "refused"),
             ("/a/%EF%BC%8E%EF%BC%8E/b", "refused"),
             ("/a/%EF%BC%BCb", "refused"),
+            ("/users.p%CC%81hp/x", "/users.php"),
+            ("/users.%CC%81php/x", "/users.php"),
+            ("/%25%CC%8161dmin", "/admin"),
+            ("/%256%CC%811dmin", "/admin"),
+            ("/caf%C3%A9//x", "/café/x"),
+            ("/a/.%CC%81./b", "refused"),
+            ("/a%25%CC%812fb", "refused"),
+            ("/a/..+/b", "refused"),
+            ("/a/.%E2%80%8B./b", "refused"),
+            ("/index.php/../x", "refused"),
         ] {
             match readings(raw) {
                 Ok(found) => assert!(found.iter().any(|text| text == expected), "{raw}: {found:?}"),
@@ -382,7 +506,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_a_reading_again_brings_nothing_new(raw in "/(a|A|/|;|\\.|%20|%25|2e|%3f|%23|%EF%BD%81|\\.php/|%2561){0,10}") {
+        fn reading_a_reading_again_brings_nothing_new(raw in "/(a|A|/|;|\\.|\\+|%20|%25|2e|%3f|%23|%EF%BD%81|%C2%AD|%CC%81|\\.php/|%2561){0,10}") {
             if let Ok(found) = readings(&raw) {
                 for text in &found {
                     for change in CHANGES {

@@ -387,12 +387,140 @@ proptest! {
     }
 
     #[test]
-    fn no_reading_gives_a_laxer_answer_than_the_decision(raw in "/(admin|ADMIN|x|/|;|\\.|%2561|%20|%3f|users\\.php|%EF%BD%81|%25|2e){0,8}") {
-        let policy = policy(&["* /* public", "* /admin/* Editor", "* /:x/users.php SuperAdmin", "* /x/admin deny"]);
-        if let Ok(target) = policy.target("GET", &raw, None, []) {
-            let Route::Upstream { requirement, .. } = policy.judge(&target).route else { panic!() };
-            let readings = policy.explain(&target);
-            prop_assert_eq!(Some(requirement), readings.iter().map(|r| r.requirement).max());
+    fn no_reading_gives_a_laxer_answer_than_the_decision(
+        lines in prop::collection::vec(
+            ("(\\*|GET|POST|read|write)", "(/(admin|users\\.php|x|:x)){0,3}(/\\*)?", "(public|authenticated|Viewer|SuperAdmin|deny)"),
+            1..10,
+        ),
+        method in "(GET|POST|DELETE)",
+        overrides in prop::collection::vec("(GET|DELETE|put)", 0..3),
+        raw in "/(admin|ADMIN|x|/|;|\\.|\\+|%2561|%20|%3f|users\\.php|index\\.php/|%EF%BD%81|%C3%A1|%C2%AD|%25|2e){0,8}",
+    ) {
+        let mut kept: Vec<Rule> = Vec::new();
+        for (methods, path, allow) in &lines {
+            let path = if path.is_empty() { "/" } else { path };
+            kept.push(rule(&format!("{methods} {path} {allow}")));
+            if rules::problems(&kept, &[]).iter().any(RuleProblem::is_error) {
+                kept.pop();
+            }
         }
+        let options = PathOptions { scripts: vec!["php".into()], ..PathOptions::default() };
+        let (policy, _) = Policy::new(roles(), kept.clone(), &[], options);
+        if let Ok(target) = policy.target(&method, &raw, None, overrides.iter().map(String::as_str)) {
+            let Route::Upstream { requirement, .. } = policy.judge(&target).route else { panic!() };
+            let needed = |method: &str, text: &str| {
+                naive(&kept, method, text).map_or(Requirement::Deny, |index| kept[index].allow)
+            };
+            let mut strictest = None;
+            for text in target.texts().chain(target.unaccented_texts()) {
+                for method in target.methods() {
+                    // Every literal above is as folding leaves it.
+                    strictest = strictest.max(Some(needed(method, text))).max(Some(needed(method, &pattern::fold(text))));
+                }
+            }
+            prop_assert_eq!(Some(requirement), strictest);
+            prop_assert_eq!(strictest, policy.explain(&target).iter().map(|reading| reading.requirement).max());
+        }
+    }
+
+    #[test]
+    fn a_path_in_disguise_needs_no_less_than_the_path_itself(
+        segments in prop::collection::vec("(admin|users\\.php|x|item|open)", 1..4),
+        disguises in prop::collection::vec((0_usize..4, 0_usize..14), 0..5),
+        before in "(|/|//host|/index\\.php|/INDEX%2Ephp;a|/;a|/\\+|/%C2%AD)",
+        behind in "(|/|//|%20|\\+|;x|%3Fx|%23x|%253fx|\\.)",
+    ) {
+        let policy = policy(&[
+            "* /* public", "* /admin/* Editor", "* /admin/open/* public", "* /users.php SuperAdmin", "* /item/:id Viewer",
+            "* /item/* deny", "* /x/admin/* authenticated",
+        ]);
+        let plain = format!("/{}", segments.join("/"));
+        let mut spelled = segments.clone();
+        for (index, disguise) in disguises {
+            let index = index % spelled.len();
+            let segment = &spelled[index];
+            let escaped = |c: &str| c.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
+            let (first, rest) = segment.split_at(1);
+            spelled[index] = match disguise {
+                // Whatever is escaped or folded already is left alone.
+                _ if !segment.is_ascii() || segment.contains(['%', ';', '+']) => segment.replace('%', "%25"),
+                0 => escaped(first) + rest,
+                1 => format!("%25{:02x}{rest}", first.as_bytes()[0]),
+                2 => segment.to_ascii_uppercase(),
+                3 => format!("{segment};v=1"),
+                4 => format!("{segment}%20"),
+                5 => format!("+{segment}"),
+                6 => format!("/{segment}"),
+                7 => format!("{segment}."),
+                8 => format!("{first}%E2%80%8B{rest}"),
+                9 => format!("{first}%CC%81{rest}"),
+                10 => char::from_u32(first.chars().map(u32::from).sum::<u32>() + 0xFEE0)
+                    .map_or_else(|| segment.clone(), |wide| escaped(&wide.to_string()) + rest),
+                11 => segment.replace('i', "%C4%B1"),
+                12 => segment.replace('s', "%C5%BF"),
+                _ => segment.replace('e', "%C3%A9"),
+            };
+        }
+        let disguised = format!("{before}/{}{behind}", spelled.join("/"));
+        let needed = |path: &str| policy.target("GET", path, None, []).map(|target| match policy.judge(&target).route {
+            Route::Upstream { requirement, .. } => requirement,
+            Route::Own(_) => panic!("{path}"),
+        });
+        if let Ok(requirement) = needed(&disguised) {
+            prop_assert!(requirement >= needed(&plain).unwrap(), "{} for {}", disguised, plain);
+        }
+    }
+}
+
+#[test]
+fn letters_that_an_upstream_may_hold_for_others_are_read_as_those() {
+    let policy = policy(&["* /* public", "* /admin/* Editor", "* /café/* SuperAdmin", "* /straße/* Viewer"]);
+    for (path, expected) in [
+        ("/%C3%A1dmin", "Editor"),
+        ("/a%CC%81dmin", "Editor"),
+        ("/adm%C4%B1n/x", "Editor"),
+        ("/ADM%C4%B0N/x", "Editor"),
+        ("/%EF%BC%A1DMIN", "Editor"),
+        ("/ad%C2%ADmin", "Editor"),
+        ("/caf%C3%A9/x", "SuperAdmin"),
+        ("/cafe/x", "SuperAdmin"),
+        ("/CAFE%CC%81", "SuperAdmin"),
+        ("/STRASSE/1", "Viewer"),
+        ("/stra%C3%9Fe/1", "Viewer"),
+        ("/stra%E1%BA%9Ee/1", "Viewer"),
+        ("/strase", "public"),
+        ("/adm%25%CC%8169n", "Editor"),
+        ("/administrator", "public"),
+    ] {
+        assert_eq!(needs(&policy, "GET", path), expected, "{path}");
+    }
+}
+
+#[test]
+fn a_front_controller_and_a_path_taken_for_a_url_lead_to_no_laxer_rule() {
+    let policy = policy(&[
+        "* /* public",
+        "* /admin/* Editor",
+        "* /blog/admin/* SuperAdmin",
+        "GET /index.php/x Viewer",
+    ]);
+    for (path, expected) in [
+        ("/index.php/admin/x", "Editor"),
+        ("/INDEX.php//admin", "Editor"),
+        ("/blog/index.php/admin", "SuperAdmin"),
+        ("/index.php/x", "Viewer"),
+        ("/index.php", "public"),
+        ("/index.php/", "public"),
+        ("/index.phpx/admin", "public"),
+        ("//host/admin", "Editor"),
+        ("///host:8080/admin/x", "Editor"),
+        ("//host/index.php/admin", "Editor"),
+        ("//admin", "Editor"),
+        ("/x//host/admin", "public"),
+        ("/admin+", "Editor"),
+        ("/admin+x", "public"),
+        ("/...", "path_dot_segment"),
+    ] {
+        assert_eq!(needs(&policy, "GET", path), expected, "{path}");
     }
 }

@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
@@ -42,12 +43,26 @@ pub struct Slots {
     free: Arc<Semaphore>,
     /// Requests of all threads that wait for one.
     waiting: AtomicUsize,
+    /// Told while there are any.
+    wanted: Notify,
 }
+
+/// How often a request that waits for a slot says so again.
+const REMINDER: Duration = Duration::from_millis(100);
 
 impl Slots {
     /// At most `max_connections` at a time.
     pub fn new(max_connections: usize) -> Self {
-        Self { free: Arc::new(Semaphore::new(max_connections)), waiting: AtomicUsize::new(0) }
+        Self {
+            free: Arc::new(Semaphore::new(max_connections)),
+            waiting: AtomicUsize::new(0),
+            wanted: Notify::new(),
+        }
+    }
+
+    /// Completes when a request waits and none is free: whoever holds one in vain should give it up.
+    pub async fn wanted(&self) {
+        self.wanted.notified().await;
     }
 }
 
@@ -206,10 +221,11 @@ impl Upstream {
             if let Ok(slot) = Arc::clone(&self.slots.free).try_acquire_owned() {
                 break slot;
             }
+            self.slots.wanted.notify_waiters();
             let waited = tokio::select! {
                 slot = Arc::clone(&self.slots.free).acquire_owned() => break slot.map_err(|_| Refusal::UpstreamBusy)?,
                 () = self.returned.notified() => true,
-                () = tokio::time::sleep_until(deadline) => false,
+                () = tokio::time::sleep_until(deadline.min(Instant::now() + REMINDER)) => Instant::now() < deadline,
             };
             if !waited {
                 return Err(Refusal::UpstreamBusy);

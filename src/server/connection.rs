@@ -19,11 +19,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::worker::{ConnectionCount, Worker};
-use crate::stream::Stream;
 use crate::timer::LazyTimer;
 use crate::wire::answer::Refusal;
 use crate::wire::client::Peer;
@@ -46,6 +44,10 @@ pub struct Flags {
     /// The verdict is on a head: there is no request that a handler could answer.
     unread: AtomicBool,
     waiting: Mutex<Option<Waker>>,
+    /// Since when the client neither sends the body that is waited for nor takes what it is sent.
+    still: Mutex<Option<Instant>>,
+    /// Others need what it holds: from now on standing still is not waited for.
+    hurried: AtomicBool,
 }
 
 impl Flags {
@@ -86,6 +88,20 @@ impl Flags {
     fn is_in_flight(&self) -> bool {
         self.in_flight.load(Ordering::Relaxed)
     }
+
+    /// Since when the client has been waited for in the middle of a request.
+    pub(super) fn still_since(&self) -> Option<Instant> {
+        self.still.lock().unwrap_or_else(PoisonError::into_inner).filter(|_| self.is_in_flight())
+    }
+
+    fn stands_still(&self, since: Instant) {
+        *self.still.lock().unwrap_or_else(PoisonError::into_inner) = Some(since);
+    }
+
+    fn moves(&self) {
+        *self.still.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.hurried.store(false, Ordering::Relaxed);
+    }
 }
 
 /// One connection, as its handlers see it.
@@ -98,6 +114,8 @@ pub struct Connection {
     pub address: SocketAddr,
     /// For the deadline of the upstream's response: one request at a time.
     pub timer: Cell<LazyTimer>,
+    /// The request at hand has been allowed, and holds a connection to the upstream or waits for one.
+    pub forwarded: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     closing: Cell<bool>,
     /// Given back when everything about it has ended, what follows an upgrade included.
@@ -108,6 +126,17 @@ impl Connection {
     /// Ends the connection after the response that is under way, or at once if there is none.
     pub fn close_soon(&self) {
         self.closing.set(true);
+        self.wake();
+    }
+
+    /// The client has stood still for long enough, seeing what its request holds: as if `idle_timeout`
+    /// had passed, unless it moves just now.
+    pub fn hurry(&self) {
+        self.flags.hurried.store(true, Ordering::Relaxed);
+        self.wake();
+    }
+
+    fn wake(&self) {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
@@ -125,8 +154,13 @@ pub struct ConnectionLimits {
     pub idle_timeout: Duration,
 }
 
-/// Serves `stream` until either side has had enough.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, count: ConnectionCount) {
+/// Serves `stream`, whose other end is at `address`, until either side has had enough.
+pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    worker: Rc<Worker>,
+    stream: S,
+    address: SocketAddr,
+    count: ConnectionCount,
+) {
     let active = worker.active();
     let limits = active.connection_limits();
     let flags = Arc::new(Flags::default());
@@ -135,6 +169,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, c
         peer: RefCell::new((active.generation(), Peer::new(address, active.trusted_proxies()))),
         address,
         timer: Cell::default(),
+        forwarded: Cell::new(false),
         waker: RefCell::default(),
         closing: Cell::new(false),
         _count: count,
@@ -153,16 +188,17 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, c
         // hyper's own default, for which it needs no allocation.
         http.max_headers(limits.head.headers);
     }
-    let io = TokioIo::new(Guarded::new(Stream(stream), flags, limits));
+    let io = TokioIo::new(Guarded::new(stream, flags, limits));
     let mut serving = http.serve_connection(io, service).with_upgrades();
     let mut told = false;
     // To hyper a refused head looks as if the client had closed: what was answered before goes out first.
     let _ = poll_fn(|cx| {
+        if connection.waker.borrow().is_none() {
+            *connection.waker.borrow_mut() = Some(cx.waker().clone());
+        }
         if !told && connection.closing.get() {
             told = true;
             Pin::new(&mut serving).graceful_shutdown();
-        } else if connection.waker.borrow().is_none() {
-            *connection.waker.borrow_mut() = Some(cx.waker().clone());
         }
         Pin::new(&mut serving).poll(cx)
     })
@@ -176,7 +212,12 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, address: SocketAddr, c
 }
 
 /// Says why reading stopped, where hyper had no request to answer.
-async fn refuse(worker: &Rc<Worker>, connection: &Connection, mut io: Guarded, why: HeadError) {
+async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(
+    worker: &Rc<Worker>,
+    connection: &Connection,
+    mut io: Guarded<S>,
+    why: HeadError,
+) {
     let bytes = worker.refuse_unread(connection, &Refusal::Head(why));
     let farewell = async {
         io.stream.write_all(&bytes).await?;
@@ -191,8 +232,8 @@ async fn refuse(worker: &Rc<Worker>, connection: &Connection, mut io: Guarded, w
 }
 
 /// See the module.
-struct Guarded {
-    stream: Stream,
+struct Guarded<S> {
+    stream: S,
     guard: Guard,
     flags: Arc<Flags>,
     limits: ConnectionLimits,
@@ -224,8 +265,8 @@ enum Phase {
     Answering,
 }
 
-impl Guarded {
-    fn new(stream: Stream, flags: Arc<Flags>, limits: ConnectionLimits) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> Guarded<S> {
+    fn new(stream: S, flags: Arc<Flags>, limits: ConnectionLimits) -> Self {
         Self {
             stream,
             guard: Guard::new(limits.head),
@@ -308,7 +349,8 @@ impl Guarded {
         let phase = match () {
             () if !self.guard.between_messages() => Phase::Body,
             () if !self.held.is_empty() => Phase::Head,
-            () if self.flags.is_in_flight() => Phase::Answering,
+            // The last of an answer may still be on its way when all of it is known.
+            () if self.flags.is_in_flight() || self.stalled.is_some() => Phase::Answering,
             () => Phase::Idle,
         };
         if phase != self.phase {
@@ -319,7 +361,11 @@ impl Guarded {
             Phase::Head => self.limits.header_timeout,
             Phase::Body | Phase::Idle => self.limits.idle_timeout,
         };
-        if !self.reading.poll_expired(cx, self.since + limit) {
+        if phase == Phase::Body {
+            self.flags.stands_still(self.since);
+        }
+        let hurried = phase == Phase::Body && self.flags.hurried.load(Ordering::Relaxed);
+        if !hurried && !self.reading.poll_expired(cx, self.since + limit) {
             return Poll::Pending;
         }
         match phase {
@@ -344,7 +390,7 @@ impl Guarded {
     }
 }
 
-impl AsyncRead for Guarded {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.flags.upgraded.load(Ordering::Relaxed) {
@@ -375,6 +421,7 @@ impl AsyncRead for Guarded {
             }
             if this.phase == Phase::Body {
                 this.since = Instant::now();
+                this.flags.moves();
             }
             let pass = if this.must_wait() { 0 } else { this.clear(fresh)?.unwrap_or(0) };
             if pass < fresh.len() {
@@ -388,7 +435,7 @@ impl AsyncRead for Guarded {
     }
 }
 
-impl Guarded {
+impl<S> Guarded<S> {
     /// A client that takes nothing for too long is given up.
     fn keep_moving(
         &mut self,
@@ -396,19 +443,25 @@ impl Guarded {
         outcome: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         if outcome.is_ready() {
-            self.stalled = None;
+            if self.stalled.take().is_some() {
+                self.flags.moves();
+            }
             return outcome;
         }
         let since = *self.stalled.get_or_insert_with(Instant::now);
-        let upgraded = self.flags.upgraded.load(Ordering::Relaxed);
-        if !upgraded && self.writing.poll_expired(cx, since + self.limits.idle_timeout) {
+        if self.flags.upgraded.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        self.flags.stands_still(since);
+        let hurried = self.flags.hurried.load(Ordering::Relaxed);
+        if hurried || self.writing.poll_expired(cx, since + self.limits.idle_timeout) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Poll::Pending
     }
 }
 
-impl AsyncWrite for Guarded {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.stream).poll_write(cx, buf);

@@ -126,17 +126,6 @@ enum Proof {
     Cookie,
 }
 
-/// Counts a panic that ends a request.
-struct PanicWatch<'a>(&'a Worker);
-
-impl Drop for PanicWatch<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.gateway.metrics.panics.inc();
-        }
-    }
-}
-
 /// The gateway's answer or the upstream's, and how many bytes its own body has.
 enum Outcome {
     Own(Response<Bytes>),
@@ -154,7 +143,9 @@ impl Worker {
         connection: Rc<Connection>,
         request: Request<Incoming>,
     ) -> Result<Response<AnswerBody>, Infallible> {
-        let _watch = PanicWatch(&self);
+        #[cfg(test)]
+        assert!(!self.fault.take(), "a fault that a test asked for");
+        connection.forwarded.set(false);
         let active = self.active(); // the same one from the first byte to the last
         let (parts, body) = request.into_parts();
         let record = Record {
@@ -308,6 +299,7 @@ impl Worker {
         self.speak_for(active, connection, &mut parts.headers, known.as_deref(), record);
         let request = Request::from_parts(parts, body);
         let asks = Asks { websocket: upgrade.is_some(), trailers: stripped.trailers };
+        connection.forwarded.set(true);
         // Taken for the time of this request: a connection has one at a time.
         let mut timer = connection.timer.take();
         let forwarded = forward::forward(

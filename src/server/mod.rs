@@ -58,10 +58,6 @@ pub fn run(
 ) -> Result<(), String> {
     let log_format = format_of(snapshot.log.format);
     let level = start_logging(log_format, level_name(snapshot.log.level));
-    std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string);
-        tracing::error!(place, "a bug: something ended in a panic");
-    }));
     warn_of(&warnings, &source);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -78,12 +74,24 @@ pub fn run(
         let login = Login::new(users.clone(), Arc::clone(&sessions), cores, hashes);
         login.prepare().await;
         let gateway = Gateway::new(snapshot, loader, login, sessions, lines, log_format, level);
+        count_panics(&gateway);
         let outcome = serve(gateway, cores, ready).await;
         users.close().await;
         outcome
     });
     flushed.flush();
     outcome
+}
+
+/// From here on a panic is counted and logged, on whatever thread. What it said is left out: it may hold
+/// what a client sent.
+fn count_panics(gateway: &Gateway) {
+    let panics = gateway.metrics.panics.clone();
+    std::panic::set_hook(Box::new(move |panic| {
+        panics.inc();
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, "a bug: something ended in a panic");
+    }));
 }
 
 async fn serve(
@@ -176,3 +184,6 @@ fn format_of(format: raw::LogFormat) -> LogFormat {
         raw::LogFormat::Json => LogFormat::Json,
     }
 }
+
+#[cfg(test)]
+mod tests;

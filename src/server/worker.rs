@@ -19,6 +19,7 @@ use super::{Active, Gateway};
 use crate::observe::audit::Audit;
 use crate::observe::lines::Access;
 use crate::proxy::Upstream;
+use crate::stream::Stream;
 use crate::token::{InvalidToken, TokenCache, TokenError, VerifiedClaims};
 use crate::wire::answer::Refusal;
 use crate::wire::headers::{HeaderRules, value_of};
@@ -35,6 +36,9 @@ const LINE_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Bytes of access lines that are written without waiting for more.
 const LINE_BATCH: usize = 16 * 1024;
+
+/// How long a client may stand still in the middle of its request while others wait for what it holds.
+const PATIENCE_UNDER_PRESSURE: Duration = Duration::from_secs(2);
 
 /// How a connection reaches a worker.
 #[derive(Clone)]
@@ -188,9 +192,31 @@ pub struct Worker {
     closing: Cell<bool>,
     /// Turns true when upgraded connections have to end.
     end: watch::Receiver<bool>,
+    /// The next request ends in a panic.
+    #[cfg(test)]
+    pub(super) fault: Cell<bool>,
 }
 
 impl Worker {
+    /// A request thread's share of `gateway`, without the thread. `end` turns true when upgraded
+    /// connections have to end.
+    pub fn new(gateway: Arc<Gateway>, end: watch::Receiver<bool>) -> Rc<Self> {
+        let local = Rc::new(Local::new(gateway.current(), None));
+        Rc::new(Self {
+            gateway,
+            local: RefCell::new(local),
+            connections: RefCell::default(),
+            next_connection: Cell::new(0),
+            id_prefix: super::random_hex(6),
+            next_request: Cell::new(0),
+            lines: RefCell::default(),
+            closing: Cell::new(false),
+            end,
+            #[cfg(test)]
+            fault: Cell::new(false),
+        })
+    }
+
     /// The configuration in force.
     pub fn active(&self) -> Rc<Local> {
         let generation = self.gateway.generation();
@@ -234,6 +260,23 @@ impl Worker {
     pub async fn ended(&self) {
         let mut end = self.end.clone();
         let _ = end.wait_for(|ended| *ended).await;
+    }
+
+    /// Somebody waits for a connection to the upstream: of the clients here that hold one and stand still,
+    /// the one that has done so for longest gives it up.
+    fn make_room(&self) {
+        let connections = self.connections.borrow();
+        let still = connections
+            .values()
+            .filter(|connection| connection.forwarded.get())
+            .filter_map(|connection| Some((connection.flags.still_since()?, connection)));
+        let longest = still.min_by_key(|(since, _)| *since);
+        if let Some((since, connection)) = longest
+            && since.elapsed() >= PATIENCE_UNDER_PRESSURE
+        {
+            self.gateway.metrics.hurried.inc();
+            connection.hurry();
+        }
     }
 
     /// Every connection ends after the response under way.
@@ -339,7 +382,6 @@ pub fn start(
     let (sender, receiver) = unbounded_channel();
     let load = Arc::new(AtomicUsize::new(0));
     let handle = WorkerHandle { connections: sender, load: Arc::clone(&load) };
-    let id_prefix = super::random_hex(6);
     let (started, outcome) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name(format!("request-{index}")).spawn(move || {
         // Made here, since it never leaves its thread.
@@ -348,18 +390,7 @@ pub fn start(
             Err(error) => return drop(started.send(Err(error))),
         };
         let _ = started.send(Ok(()));
-        let local = Rc::new(Local::new(gateway.current(), None));
-        let worker = Rc::new(Worker {
-            gateway,
-            local: RefCell::new(local),
-            connections: RefCell::default(),
-            next_connection: Cell::new(0),
-            id_prefix,
-            next_request: Cell::new(0),
-            lines: RefCell::default(),
-            closing: Cell::new(false),
-            end: end.clone(),
-        });
+        let worker = Worker::new(gateway, end.clone());
         runtime.block_on(run(Rc::clone(&worker), receiver, load, closing, end));
         // What is cut off here has a line to leave, too.
         drop(runtime);
@@ -380,6 +411,7 @@ async fn run(
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut closed = false;
     loop {
+        let slots = Arc::clone(&worker.active().slots);
         tokio::select! {
             taken = receiver.recv(), if !closed => match taken {
                 None => closed = true,
@@ -389,11 +421,12 @@ async fn run(
                         // Given back, like the count, whatever becomes of the connection, a panic included.
                         let _load = Loaded(load);
                         if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
-                            connection::serve(worker, stream, address, count).await;
+                            connection::serve(worker, Stream(stream), address, count).await;
                         }
                     });
                 }
             },
+            () = slots.wanted() => worker.make_room(),
             _ = sweep.tick() => worker.active().upstream.close_stale(),
             Ok(_) = closing.wait_for(|closing| *closing), if !worker.closing.get() => worker.close_connections(),
             _ = end.wait_for(|ended| *ended) => return,

@@ -7,6 +7,7 @@
 //! Not here: what the target means (`policy`), who sends it (`client`, `credentials`).
 
 use std::fmt;
+use std::net::Ipv6Addr;
 
 use memchr::{Memchr, memchr, memchr_iter};
 
@@ -495,13 +496,21 @@ fn is_authority(value: &[u8]) -> bool {
         _ => (value, None),
     };
     let named = host.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(byte));
-    let literal = host.len() > 2
-        && host.starts_with(b"[")
-        && host.ends_with(b"]")
-        && host[1..host.len() - 1].iter().all(|byte| byte.is_ascii_hexdigit() || b":.".contains(byte));
-    let port_fits =
-        port.is_none_or(|port| !port.is_empty() && port.len() <= 5 && port.iter().all(u8::is_ascii_digit));
-    !host.is_empty() && host.len() <= 255 && (named || literal) && port_fits
+    let literal = || {
+        let inside = host.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
+        inside
+            .and_then(|inside| std::str::from_utf8(inside).ok())
+            .is_some_and(|text| text.parse::<Ipv6Addr>().is_ok())
+    };
+    let port_fits = port.is_none_or(is_port);
+    !host.is_empty() && host.len() <= 255 && (named || literal()) && port_fits
+}
+
+/// 0 to 65535 in at most five digits.
+fn is_port(digits: &[u8]) -> bool {
+    (1..=5).contains(&digits.len())
+        && digits.iter().all(u8::is_ascii_digit)
+        && digits.iter().fold(0, |port, digit| port * 10 + u32::from(digit - b'0')) <= u32::from(u16::MAX)
 }
 
 fn parse_length(value: &[u8]) -> Result<u64, HeadError> {
@@ -555,6 +564,12 @@ mod tests {
             ("GET / HTTP/1.1\r\nHost: u@a\r\n\r\n", HeadError::Host),
             ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", HeadError::Host),
             ("GET / HTTP/1.1\r\nHost: a:x\r\n\r\n", HeadError::Host),
+            ("GET / HTTP/1.1\r\nHost: a:99999\r\n\r\n", HeadError::Host),
+            ("GET / HTTP/1.1\r\nHost: a:\r\n\r\n", HeadError::Host),
+            ("GET / HTTP/1.1\r\nHost: [:::::]\r\n\r\n", HeadError::Host),
+            ("GET / HTTP/1.1\r\nHost: [1.2.3.4]\r\n\r\n", HeadError::Host),
+            ("GET / HTTP/1.1\r\nHost: []\r\n\r\n", HeadError::Host),
+            ("GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", HeadError::Host),
             ("GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n", HeadError::Host),
             ("GET / HTTP/1.1\r\nHost: a\r\n x\r\n\r\n", HeadError::Fold),
             ("GET / HTTP/1.1\r\n Host: a\r\n\r\n", HeadError::Fold),
@@ -615,6 +630,8 @@ mod tests {
             ("GET / HTTP/1.0\r\n\r\n", Framing::Length(0)),
             ("GET http://a:80/x?y HTTP/1.1\r\nHost: A:80\r\n\r\n", Framing::Length(0)),
             ("GET / HTTP/1.1\r\nHost: [::1]:8080\r\n\r\n", Framing::Length(0)),
+            ("GET / HTTP/1.1\r\nHost: [::ffff:192.0.2.1]\r\n\r\n", Framing::Length(0)),
+            ("GET / HTTP/1.1\r\nHost: a:65535\r\n\r\n", Framing::Length(0)),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\n", Framing::Length(12)),
             ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n", Framing::Chunked),
         ] {

@@ -390,10 +390,10 @@ fn the_reference_has_every_command_and_option() {
 #[test]
 fn every_link_within_the_documentation_leads_somewhere() {
     let mut broken = Vec::new();
-    for page in pages()
-        .into_iter()
-        .chain(["deploy/wagtail/README.md", "benches/proxy/README.md"].map(|p| root().join(p)))
-    {
+    for page in pages().into_iter().chain(
+        ["deploy/wagtail/README.md", "benches/proxy/README.md", "benches/slow/README.md", "fuzz/README.md"]
+            .map(|p| root().join(p)),
+    ) {
         let text = std::fs::read_to_string(&page).unwrap();
         for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if target.starts_with("http") {
@@ -444,4 +444,29 @@ async fn the_reason_of_a_failed_login_is_a_word_of_the_closed_list() {
         assert_eq!(line["reason"], reason);
         assert_eq!(gateway.metric(&format!("portcullis_logins_total{{outcome=\"{reason}\"}}")).await, 1.0);
     }
+}
+
+#[test]
+fn every_test_that_the_threat_model_names_exists() {
+    let page = read("docs/threat-model.md");
+    let targets = read("fuzz/Cargo.toml");
+    let mut missing = Vec::new();
+    let mut named = 0;
+    for span in code_in(&page).into_iter().filter(|span| span.contains("::")) {
+        let (place, test) = span.rsplit_once("::").unwrap();
+        let path = place.replace("::", "/");
+        let there = match place {
+            "fuzz" => targets.contains(&format!("path = \"targets/{test}.rs\"")),
+            _ => [format!("src/{path}.rs"), format!("src/{path}/tests.rs"), format!("tests/{path}.rs")]
+                .iter()
+                .filter_map(|file| std::fs::read_to_string(root().join(file)).ok())
+                .any(|source| source.contains(&format!("fn {test}("))),
+        };
+        named += 1;
+        if !there {
+            missing.push(span);
+        }
+    }
+    assert!(named > 60, "{named}");
+    assert!(missing.is_empty(), "{missing:#?}");
 }

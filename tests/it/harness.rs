@@ -4,6 +4,8 @@
 //! is stopped when it is dropped.
 #![allow(dead_code)]
 
+pub mod partners;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! One request in, one request out: what two parsers could read in two ways is refused, the connection
-//! is closed, and nothing behind it is ever executed.
+//! is closed, and nothing behind it is ever executed. Which products' advisories this answers is in `advisories`.
 
 use crate::harness::{Gateway, Raw, RawUpstream, Upstream, field, status_of};
 

@@ -1,9 +1,11 @@
 //! End-to-end tests: the real binary, a recording upstream, real clients. One file a promise.
 
 mod abandoned;
+mod advisories;
 mod browser;
 mod cli;
 mod cookies;
+mod differential;
 mod docs;
 mod forwarding;
 mod golden;
@@ -19,6 +21,7 @@ mod reload;
 mod robustness;
 mod sessions;
 mod shutdown;
+mod slow;
 mod smoke;
 mod trust;
 mod websocket;

@@ -257,3 +257,24 @@ async fn pages_of_the_listed_sites_may_log_in_and_no_others() {
         assert_eq!(allowed(&answer), None, "{site}");
     }
 }
+
+#[tokio::test]
+async fn rules_that_differ_in_a_value_of_the_query_alone_are_counted_apart() {
+    let upstream = Upstream::start().await;
+    let gateway = Gateway::start(
+        &upstream,
+        "rules:\n  \
+           - { path: /*, allow: public }\n  \
+           - { path: /*, query: { option: users }, allow: SuperAdmin }\n  \
+           - { path: /*, query: { option: content }, allow: Editor }",
+    )
+    .await;
+    for target in ["/?option=users", "/?option=content", "/?option=content"] {
+        assert_eq!(gateway.get(target).send().await.status, 401);
+    }
+    for (value, count) in [("users", 1.0), ("content", 2.0)] {
+        let name =
+            format!("portcullis_requests_total{{decision=\"unauthorized\",rule=\"/*?option={value}\"}}");
+        assert_eq!(gateway.metric(&name).await, count, "{value}");
+    }
+}

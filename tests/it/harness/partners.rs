@@ -1,0 +1,129 @@
+//! Real web servers to stand behind the gateway, each on a free port of loopback and in a process group of its own.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use super::PATIENCE;
+
+/// A server that runs until this is dropped.
+pub struct Partner {
+    pub address: SocketAddr,
+    processes: Vec<Child>,
+    /// Its files; nobody but the server needs them.
+    folder: tempfile::TempDir,
+}
+
+impl Drop for Partner {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            // With all that it started.
+            let group = format!("-{}", process.id());
+            let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// What is missing for a partner: told by name and passed over, and a failure in CI, where nobody would notice.
+pub fn skip(name: &str, missing: &str) {
+    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{name}: {missing} is missing");
+    eprintln!("skipped: {name}: {missing} is missing");
+}
+
+/// A program on PATH or where Debian puts servers; the first whose name begins with `name` and goes on with a
+/// version at most.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/usr/bin")]);
+    for folder in folders {
+        let exact = folder.join(name);
+        if exact.is_file() {
+            return Some(exact);
+        }
+        let versioned =
+            std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()).find(
+                |path| {
+                    let version = path.file_name().and_then(|file| file.to_str()?.strip_prefix(name));
+                    version.is_some_and(|rest| {
+                        !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+                    })
+                },
+            );
+        if versioned.is_some() {
+            return versioned;
+        }
+    }
+    None
+}
+
+/// A file or folder below the repository, such as what `script/test` installs in `target`.
+pub fn in_repository(path: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    path.exists().then_some(path)
+}
+
+/// Whether a request to `address` is answered, and not with an error of the server's.
+async fn serves(address: SocketAddr) -> bool {
+    let Ok(mut stream) = TcpStream::connect(address).await else { return false };
+    let asked = stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    asked.is_ok() && {
+        let answer = super::read_to_end(&mut stream).await;
+        answer.starts_with("HTTP/1.") && super::status_of(&answer) < 500
+    }
+}
+
+impl Partner {
+    /// Writes the files of `site` (name, content) into a folder of its own, with those of `configuration`, in
+    /// which `PORT` and `FOLDER` are filled in, and runs `commands`, in whose arguments they are, too. Waits until
+    /// it serves, whatever stands behind it included.
+    pub async fn start(site: &[(&str, &str)], configuration: &[(&str, &str)], commands: &[&[&str]]) -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        // A server that is started by root serves as somebody else.
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (port, path) = (address.port().to_string(), folder.path().to_str().unwrap().to_owned());
+        let fill = |text: &str| text.replace("PORT", &port).replace("FOLDER", &path);
+        for (name, content) in site {
+            let file = folder.path().join("site").join(name);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, content).unwrap();
+        }
+        for (name, content) in configuration {
+            std::fs::write(folder.path().join(name), fill(content)).unwrap();
+        }
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let mut partner = Self { address, processes: Vec::new(), folder };
+        for command in commands {
+            let child = Command::new(command[0])
+                .args(command[1..].iter().map(|argument| fill(argument)))
+                .current_dir(partner.folder.path().join("site"))
+                .env("PHP_CLI_SERVER_WORKERS", "4")
+                .env("PYTHONDONTWRITEBYTECODE", "1")
+                .stdin(Stdio::null())
+                .stdout(log.try_clone().unwrap())
+                .stderr(log.try_clone().unwrap())
+                .process_group(0)
+                .spawn();
+            partner.processes.push(child.unwrap_or_else(|error| panic!("{}: {error}", command[0])));
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while !serves(address).await {
+            let ended = partner.processes.iter_mut().any(|process| process.try_wait().unwrap().is_some());
+            assert!(!ended && Instant::now() < deadline, "{:?} does not serve: {}", commands, partner.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        partner
+    }
+
+    /// What it has written.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
