@@ -119,7 +119,7 @@ fn introduce(addresses: &[SocketAddr], config: &Path, passwords: &[String]) -> i
     let (_, _, eddie) = (&passwords[0], &passwords[2], &passwords[1]);
     writeln!(
         out,
-        "\nTry, in another terminal:\n\n  \
+        "\nOpen {base}/admin/content/news in a browser, or try, in another terminal:\n\n  \
          curl -i {base}/public/hello            # everybody\n  \
          curl -i {base}/admin/content/news      # 401: who are you?\n\n  \
          TOKEN=$(curl -s {base}/auth/login -d username=eddie -d password={eddie} | grep -o '\"token\":\"[^\"]*' | cut -d'\"' -f4)\n\n  \

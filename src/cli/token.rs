@@ -183,7 +183,7 @@ async fn revoke_in(
         }
     };
     let user = claims.username.as_ref().unwrap_or(&claims.subject).clone();
-    end_session(sessions, &claims).await?;
+    end_session(sessions, &claims, now(), snapshot.ttl).await?;
     Ok(Some(Revoked { told: "the token is revoked".to_owned(), user: Some(user) }))
 }
 

@@ -134,6 +134,10 @@ pub enum Problem {
     SameIssuer { issuer: String, first: Position },
     /// The two form fields of a login are one.
     SameField { name: String },
+    /// A login page whose login would leave nothing in the browser.
+    PageWithoutCookie,
+    /// A cookie that browsers take only when it is secure, and it is not.
+    CookieNeedsSecure { what: String },
     /// A symmetric algorithm without a secret.
     AlgorithmNeedsSecret { algorithm: String },
     /// A secret with an algorithm that wants a key pair.
@@ -385,6 +389,12 @@ impl fmt::Display for Problem {
             ),
             Problem::SameField { name } => {
                 write!(f, "user name and password cannot both be in the field '{}'", tidy(name))
+            }
+            Problem::PageWithoutCookie => f.write_str(
+                "the login page needs a cookie to sign a browser in with: write 'cookie: true' beside it",
+            ),
+            Problem::CookieNeedsSecure { what } => {
+                write!(f, "browsers take {what} only with 'secure: true'")
             }
             Problem::AlgorithmNeedsSecret { algorithm } => {
                 write!(f, "{algorithm} signs with a secret: give it as 'keys: {{ secret: ${{JWT_SECRET}} }}'")

@@ -104,6 +104,50 @@ impl<T: Serialize> Serialize for OrFalse<T> {
     }
 }
 
+/// `false` for none, `true` for one with all defaults, or a mapping.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Switch<T>(pub Option<T>);
+
+impl<'de, T: Default + Deserialize<'de>> Deserialize<'de> for Switch<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        enum Form<T> {
+            #[serde(rename = "$bool")]
+            Switch(bool),
+            #[serde(rename = "$else")]
+            Value(T),
+        }
+        Ok(Switch(match Form::deserialize(deserializer)? {
+            Form::Switch(on) => on.then(T::default),
+            Form::Value(value) => Some(value),
+        }))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Switch<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("Switch{}", T::schema_name()).into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let value = generator.subschema_for::<T>();
+        json_schema!({ "anyOf": [value, { "type": "boolean" }] })
+    }
+}
+
+impl<T: Serialize> Serialize for Switch<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Some(value) => value.serialize(serializer),
+            None => serializer.serialize_bool(false),
+        }
+    }
+}
+
 /// A text value, or `off` for none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OrOff<T>(pub Option<T>);

@@ -445,6 +445,30 @@ log: { format: json, level: debug, access: false }
                 "3:26: user name and password cannot both be in the field 'password'",
             ),
             (
+                "login: { page: true }",
+                "3:16: the login page needs a cookie to sign a browser in with: write 'cookie: true' beside it",
+            ),
+            (
+                "login: { cookie: { name: __Host-token, secure: false } }",
+                "3:48: browsers take a cookie whose name begins with '__Host-' only with 'secure: true'",
+            ),
+            (
+                "login: { cookie: { secure: false, name: __secure-t } }",
+                "3:41: browsers take a cookie whose name begins with '__Secure-' only with 'secure: true'",
+            ),
+            (
+                "login: { cookie: { secure: false, same_site: none } }",
+                "3:46: browsers take 'same_site: none' only with 'secure: true'",
+            ),
+            (
+                "login: { cookie: { name: 'a.b' } }",
+                "3:26: 'login.cookie.name': 'a.b' is not a cookie's name: 1 to 64 letters, digits, '-' and '_'",
+            ),
+            (
+                "login: { cookie: { same_site: Lax } }",
+                "3:31: 'login.cookie.same_site' cannot be 'Lax', did you mean 'lax'?",
+            ),
+            (
                 "shutdown: { drain: 30s }",
                 "3:20: 'shutdown.drain' reaches past 'shutdown.timeout', and both count from the signal to stop",
             ),

@@ -14,12 +14,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub use super::de::At;
 use super::diagnostic::{Diagnostic, Problem};
-pub use super::forms::{OneOrMany, OrFalse, OrOff, Pairs};
+pub use super::forms::{OneOrMany, OrFalse, OrOff, Pairs, Switch};
 use super::recipe::Recipe;
 use super::template::{ERROR_VARIABLES, LOGIN_VARIABLES, Template};
 use super::value::{
-    self, Address, Cidr, Duration, ExpectedRequest, Extension, HeaderName, HeaderValue, JwksSource, Method,
-    Name, Origin, OwnPath, PublicKey, RoleName, Secret, SessionStore, Size, UpstreamUrl, UserStore, Value,
+    self, Address, Cidr, CookieName, Duration, ExpectedRequest, Extension, HeaderName, HeaderValue,
+    JwksSource, Method, Name, Origin, OwnPath, PublicKey, RoleName, Secret, SessionStore, Size, UpstreamUrl,
+    UserStore, Value,
 };
 pub use crate::token::Algorithm;
 use crate::token::revoked::{MOST_LEEWAY, MOST_TTL};
@@ -487,7 +488,7 @@ pub struct Tokens {
     pub audience: At<Name>,
     /// How long a token is valid.
     pub ttl: At<Duration<{ SECOND }, { MOST_TTL * SECOND }>>,
-    /// How long after a login its token can be rotated.
+    /// How long after a login its token can be rotated or, in a cookie, renewed.
     pub max_session: At<Duration<{ SECOND }, { 3660 * DAY }>>,
     /// How long past its expiry a token is still believed, for clocks that differ.
     pub leeway: At<Duration<0, { MOST_LEEWAY * SECOND }>>,
@@ -626,6 +627,10 @@ pub struct Login {
     /// The answer: any shape, with `$token`, `$expires_in`, `$user.id`, `.username`, `.name`, `.email`, `.role`.
     #[schemars(with = "Anything", extend("x-template" = LOGIN_VARIABLES))]
     pub response: At<Template>,
+    /// The cookie that carries the token for browsers: a mapping, true for its defaults, false for none.
+    pub cookie: Switch<Cookie>,
+    /// A login page for browsers, which needs `cookie`: true, or a mapping with the site's name.
+    pub page: At<Switch<Page>>,
     /// Other sites whose pages may log in, log out and rotate (CORS).
     pub origins: Vec<At<Origin>>,
 }
@@ -643,9 +648,55 @@ impl Default for Login {
             username_field: at("username"),
             password_field: at("password"),
             response: At::nowhere(Template::new(serde_json::json!({ "token": "$token", "user": user }))),
+            cookie: Switch(None),
+            page: At::nowhere(Switch(None)),
             origins: Vec::new(),
         }
     }
+}
+
+/// The cookie that carries the token for browsers.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cookie {
+    /// Its name. When left out: `__Host-portcullis_token` if it is secure, else `portcullis_token`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<At<CookieName>>,
+    /// Whether browsers send it over HTTPS only.
+    pub secure: At<bool>,
+    /// Which requests of other sites' pages it goes along with.
+    pub same_site: At<SameSite>,
+    /// Whether a browser that is in use gets a fresh token before the old one expires.
+    pub renew: bool,
+}
+
+impl Default for Cookie {
+    fn default() -> Self {
+        Cookie { name: None, secure: At::nowhere(true), same_site: At::default(), renew: true }
+    }
+}
+
+/// The cookie's attribute `SameSite` (RFC 6265bis §5.2).
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum SameSite {
+    /// Links only.
+    #[default]
+    Lax,
+    /// None.
+    Strict,
+    /// All.
+    None,
+}
+
+/// The login page.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Page {
+    /// The site's name, as people know it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub title: Option<At<Name>>,
 }
 
 /// The gateway's own refusals.
@@ -883,8 +934,34 @@ impl Login {
                 found.push(Diagnostic::error(path.at.max(first.at), problem));
             }
         }
+        let Switch(Some(cookie)) = &self.cookie else {
+            if self.page.0.is_some() {
+                found.push(Diagnostic::error(self.page.at, Problem::PageWithoutCookie));
+            }
+            return;
+        };
+        if cookie.secure.value {
+            return;
+        }
+        // Browsers drop such cookies without a word, and every login would seem to fail.
+        if let Some(name) = &cookie.name
+            && let Some(prefix) = SECURE_PREFIXES.iter().find(|prefix| {
+                name.as_str().get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+            })
+        {
+            let what = format!("a cookie whose name begins with '{prefix}'");
+            found.push(Diagnostic::error(name.at.max(cookie.secure.at), Problem::CookieNeedsSecure { what }));
+        }
+        if cookie.same_site.value == SameSite::None {
+            let what = "'same_site: none'".to_owned();
+            let place = cookie.same_site.at.max(cookie.secure.at);
+            found.push(Diagnostic::error(place, Problem::CookieNeedsSecure { what }));
+        }
     }
 }
+
+/// Names that browsers take from secure cookies only (RFC 6265bis §4.1.3).
+const SECURE_PREFIXES: [&str; 2] = ["__Host-", "__Secure-"];
 
 impl Tokens {
     fn contradictions(&self, found: &mut Vec<Diagnostic>) {

@@ -101,6 +101,18 @@ pub struct Snapshot {
     pub hash: String,
 }
 
+impl Snapshot {
+    /// The gateway's own cookie, where it has one.
+    pub fn cookie(&self) -> Option<&Cookie> {
+        self.login.as_ref()?.cookie.as_ref()
+    }
+
+    /// The login, where it has a page.
+    pub fn login_page(&self) -> Option<&LoginSettings> {
+        self.login.as_ref().filter(|login| login.page.is_some())
+    }
+}
+
 /// The keys that our own tokens are signed with, and what becomes of them.
 #[derive(Clone, Debug)]
 pub struct OwnKeys {
@@ -182,10 +194,38 @@ pub struct LoginSettings {
     pub password_field: String,
     /// The answer.
     pub response: Template,
+    /// Where the login is.
+    pub path: String,
+    /// Where the logout is; `None`: nowhere.
+    pub logout: Option<String>,
+    /// The cookie for browsers; `None`: the token is in the answer alone.
+    pub cookie: Option<Cookie>,
+    /// The page for browsers; `None`: there is none.
+    pub page: Option<Page>,
     /// Sites whose pages may log in, log out and rotate.
     pub origins: Vec<String>,
     /// How long after a rotation the old token gets the same successor again.
     pub rotate_grace: Duration,
+}
+
+/// `login.cookie`, ready to be used.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Cookie {
+    /// Its name: letters, digits, `-` and `_`.
+    pub name: String,
+    /// What follows its value and `Max-Age` in a `Set-Cookie`.
+    pub attributes: &'static str,
+    /// Whether browsers keep it only where they came by HTTPS.
+    pub secure: bool,
+    /// Whether a browser in use gets a fresh one.
+    pub renew: bool,
+}
+
+/// `login.page`, ready to be used.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Page {
+    /// The site's name.
+    pub title: Option<String>,
 }
 
 /// `limits`; sizes in bytes.
@@ -673,6 +713,14 @@ fn assemble(
             username_field: login.username_field.as_str().to_owned(),
             password_field: login.password_field.as_str().to_owned(),
             response: login.response.value.clone(),
+            path: login.path.as_str().to_owned(),
+            logout: login.logout.0.as_ref().map(|path| path.as_str().to_owned()),
+            cookie: login.cookie.0.as_ref().map(cookie),
+            page: login
+                .page
+                .0
+                .as_ref()
+                .map(|page| Page { title: page.title.as_ref().map(|title| title.as_str().to_owned()) }),
             origins: login.origins.iter().map(|origin| origin.as_str().to_owned()).collect(),
             rotate_grace: login.rotate_grace.value.get(),
         }),
@@ -738,6 +786,24 @@ fn identity(raw: &raw::Identity) -> Identity {
             (header_name(secret.header.as_str()), value)
         }),
         forward_token: raw.forward_token,
+    }
+}
+
+/// Without a name of its own, a secure cookie has one that no other host and no plain connection can set
+/// (RFC 6265bis §4.1.3.2).
+fn cookie(raw: &raw::Cookie) -> Cookie {
+    let default = if raw.secure.value { "__Host-portcullis_token" } else { "portcullis_token" };
+    Cookie {
+        name: raw.name.as_ref().map_or(default, |name| name.as_str()).to_owned(),
+        attributes: match (raw.same_site.value, raw.secure.value) {
+            (raw::SameSite::Lax, true) => "; Path=/; HttpOnly; Secure; SameSite=Lax",
+            (raw::SameSite::Lax, false) => "; Path=/; HttpOnly; SameSite=Lax",
+            (raw::SameSite::Strict, true) => "; Path=/; HttpOnly; Secure; SameSite=Strict",
+            (raw::SameSite::Strict, false) => "; Path=/; HttpOnly; SameSite=Strict",
+            (raw::SameSite::None, _) => "; Path=/; HttpOnly; Secure; SameSite=None",
+        },
+        secure: raw.secure.value,
+        renew: raw.renew,
     }
 }
 

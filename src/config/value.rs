@@ -100,6 +100,7 @@ pub fn check(name: &str, text: &str, least: u64, most: u64) -> Result<(), ValueE
         Name::NAME => parses::<Name>(text),
         Extension::NAME => parses::<Extension>(text),
         Recipe::NAME => parses::<Recipe>(text),
+        CookieName::NAME => parses::<CookieName>(text),
         _ => Ok(()),
     }
 }
@@ -129,6 +130,7 @@ pub fn what(name: &str) -> &'static str {
         PublicKey::NAME => PublicKey::WHAT,
         Extension::NAME => Extension::WHAT,
         Recipe::NAME => Recipe::WHAT,
+        CookieName::NAME => CookieName::WHAT,
         _ => "a text",
     }
 }
@@ -551,6 +553,17 @@ checked_text!(
     Name, "name", "a text", |text| {
         if text.is_empty() || text.len() > 1024 || text.chars().any(char::is_control) {
             return Err(ValueError::Form("must be 1 to 1024 bytes without control characters"));
+        }
+        Ok(())
+    }
+);
+
+checked_text!(
+    /// A cookie's name (RFC 6265 §4.1.1), of bytes that no upstream reads as others.
+    CookieName, "cookie-name", "a cookie's name", |text| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
+        if text.is_empty() || text.len() > 64 || !text.bytes().all(plain) {
+            return Err(ValueError::Form("is not a cookie's name: 1 to 64 letters, digits, '-' and '_'"));
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Which other sites' pages may log in, log out and rotate (Fetch standard, HTTP extensions): `login.origins`.
 //!
-//! Credentials travel in the body or in `Authorization` and the token in the answer, never in a cookie, so no
+//! For them credentials travel in the body or in `Authorization` and the token in the answer, never in a cookie, so no
 //! `Access-Control-Allow-Credentials` is sent.
 
 use bytes::Bytes;

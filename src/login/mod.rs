@@ -1,13 +1,16 @@
 //! Credentials in, token out.
 //!
-//! [`body`] reads what was sent, [`password`] checks it against a [`hash`], [`cors`] says who else's pages may ask,
-//! [`session`] ends what a login began. Wrong
+//! [`body`] reads what was sent, [`password`] checks it against a [`hash`], [`cors`] says who else's pages may
+//! ask; [`session`] ends what a login began; [`page`] is what browsers show, and [`next`] where they go from
+//! there. Wrong
 //! password, unknown user and disabled user are one answer, byte for byte, and cost the same time; the
 //! log alone tells them apart. Not here: who may do what with the token (`policy`).
 
 pub mod body;
 pub mod cors;
 pub mod hash;
+pub mod next;
+pub mod page;
 pub mod password;
 pub mod session;
 
@@ -15,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::SET_COOKIE;
 use http::{Response, StatusCode};
 use serde_json::Value;
 
@@ -22,6 +26,7 @@ use crate::config::{recipe::HashPolicy, snapshot::LoginSettings};
 use crate::store::{StoreError, UserRecord, Users};
 use crate::token::{Session, Signer, Subject};
 use crate::wire::answer::{Refusal, WrongCredentials, json};
+use crate::wire::cookies;
 use body::{BodyError, FieldNames};
 use password::{HashError, Hasher, NewPassword, Password, Verdict};
 use session::LiveSessions;
@@ -203,7 +208,12 @@ fn answer_with_token(
         "user.role" => Value::from(user.role.as_str()),
         _ => Value::Null,
     });
-    Ok(json(StatusCode::OK, &body))
+    let mut response = json(StatusCode::OK, &body);
+    if let Some(cookie) = &settings.cookie {
+        let max_age = issued.expires_at.saturating_sub(now);
+        response.headers_mut().append(SET_COOKIE, cookies::set(cookie, &issued.token, max_age));
+    }
+    Ok(response)
 }
 
 /// Whom a token for this user is for; `id` is the user's, as text.

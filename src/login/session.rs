@@ -19,7 +19,7 @@ use crate::store::sessions::{
 };
 use crate::store::{StoreError, UserRecord, Users};
 use crate::token::issue::random_id;
-use crate::token::{Ancestor, Claims, InvalidToken, Revocations, Session, VerifiedClaims};
+use crate::token::{Ancestor, Claims, InvalidToken, Issued, Revocations, Session, Subject, VerifiedClaims};
 use crate::wire::answer::{Refusal, no_content};
 
 /// Which tokens are over: in memory for every request, in the store for good.
@@ -161,7 +161,15 @@ impl LiveSessions {
 
     /// Ends the session that a token belongs to, or everything that its user has. 204; what was over
     /// already is none the worse for it.
-    pub async fn log_out(&self, claims: &VerifiedClaims, everywhere: bool, now: u64) -> Outcome {
+    ///
+    /// `ttl` is how long a token lasts.
+    pub async fn log_out(
+        &self,
+        claims: &VerifiedClaims,
+        everywhere: bool,
+        now: u64,
+        ttl: Duration,
+    ) -> Outcome {
         if self.is_loaded() && self.revoked.check(claims).is_err() {
             // Nothing left to do, and nobody who may do more.
             return Outcome { answer: Ok(no_content()), ended: None, outcome: "over" };
@@ -170,7 +178,7 @@ impl LiveSessions {
         let changed = if everywhere {
             end_user(&**store, claims.keys.subject, claims.own.is_some(), now).await
         } else {
-            end_session(&**store, claims).await
+            end_session(&**store, claims, now, ttl).await
         };
         match changed {
             Ok(change) => {
@@ -218,7 +226,7 @@ impl LiveSessions {
             subject: claims.keys.subject,
             generation: own.generation,
             issued_at: claims.issued_at,
-            until: claims.remembered_until(),
+            until: claims.login_remembered_until(seconds, snapshot.ttl),
             successor: Successor {
                 jti: random_id().map_err(|_| Refusal::Internal("there is no randomness"))?,
                 issued_at: seconds,
@@ -275,16 +283,58 @@ pub fn is_everywhere(query: Option<&str>) -> bool {
     })
 }
 
-/// Ends the session that a token belongs to: with our own its whole family, else the token itself.
+/// Ends the session that a token belongs to: with our own its whole family, else the token itself. `now` is
+/// Unix time in seconds, `ttl` how long a token lasts.
 ///
 /// # Errors
 /// Those of the store.
-pub async fn end_session(store: &dyn Sessions, claims: &VerifiedClaims) -> Result<Change, StoreError> {
-    let until = claims.remembered_until();
+pub async fn end_session(
+    store: &dyn Sessions,
+    claims: &VerifiedClaims,
+    now: u64,
+    ttl: Duration,
+) -> Result<Change, StoreError> {
     match claims.keys.family {
-        Some(family) => store.end_family(family, until).await,
-        None => store.end_token(claims.keys.token, until).await,
+        Some(family) => store.end_family(family, claims.login_remembered_until(now, ttl)).await,
+        None => store.end_token(claims.keys.token, claims.remembered_until()).await,
     }
+}
+
+/// A fresh token of the same login for a browser that is in use: once the old one is past half its life, and
+/// not beyond `tokens.max_session`. `None` where there is no need, or nothing to gain.
+///
+/// It says what the old one says, its mark (`gen`) included, so whatever ends that one's login or all tokens
+/// of its user ends it as well. That the old one counts still is for the caller to know. `now` is Unix time
+/// in seconds.
+pub fn renewed(snapshot: &Snapshot, claims: &VerifiedClaims, now: u64) -> Option<Issued> {
+    if !is_half_over(claims, now) {
+        return None;
+    }
+    let (own, sid, username, role) =
+        (claims.own?, claims.sid.as_deref()?, claims.username.as_deref()?, claims.role.as_deref()?);
+    let session_ends = own.auth_time.saturating_add(snapshot.max_session.as_secs());
+    let expires_at = session_ends.min(now.saturating_add(snapshot.ttl.as_secs()));
+    if expires_at <= claims.expires_at {
+        return None;
+    }
+    let subject = Subject {
+        id: &claims.subject,
+        username,
+        role,
+        name: claims.name.as_deref(),
+        email: claims.email.as_deref(),
+    };
+    let jti = random_id().ok()?;
+    let login = Some(Ancestor { sid, auth_time: own.auth_time, jti: &jti });
+    let session = Session { issued_at: now, expires_at, generation: own.generation?, login };
+    let issued = snapshot.keys.signer(now)?.issue(&subject, &session);
+    issued.inspect_err(|error| tracing::error!(%error, "a token could not be renewed")).ok()
+}
+
+/// Whether a token is past half its life.
+pub fn is_half_over(claims: &Claims, now: u64) -> bool {
+    let life = claims.expires_at.saturating_sub(claims.issued_at);
+    now >= claims.issued_at.saturating_add(life / 2)
 }
 
 fn store_failed(error: &StoreError) -> Refusal {

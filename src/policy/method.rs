@@ -64,6 +64,11 @@ pub fn is_method(word: &str) -> bool {
         && word.bytes().all(|b| matches!(b, b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'!' | b'+'))
 }
 
+/// Whether a method asks for nothing to be changed (RFC 9110 §9.2.1); an unknown one may.
+pub fn is_safe(method: &str) -> bool {
+    matches!(method, "GET" | "HEAD" | "OPTIONS")
+}
+
 impl Methods {
     /// Every method.
     pub fn any() -> Self {

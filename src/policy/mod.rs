@@ -74,6 +74,9 @@ pub struct Judgement {
     /// Whether a CORS preflight for it can mean nothing else: nothing names another method, and no
     /// reading is one of the gateway's own paths.
     pub plain_preflight: bool,
+    /// Whether an upstream may take it for a request to change something: the method on the request line,
+    /// or one that a header or parameter names, is not a safe one.
+    pub is_unsafe: bool,
 }
 
 /// Where a request goes.
@@ -229,7 +232,8 @@ impl Policy {
         let overridden = target.methods().nth(1).is_some();
         let override_matters =
             overridden && requirement != self.strictest(&self.enforced, target, target.without_overrides());
-        Judgement { route, on_trial, override_matters, plain_preflight: !overridden && !own }
+        let is_unsafe = !target.methods().all(method::is_safe);
+        Judgement { route, on_trial, override_matters, plain_preflight: !overridden && !own, is_unsafe }
     }
 
     /// Holds what is `needed` against who asks.

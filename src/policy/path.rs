@@ -227,7 +227,7 @@ pub(super) fn segments(text: &str) -> impl Iterator<Item = &str> + Clone {
 
 /// Whether an upstream would take this segment for "here" or "up". More than two dots, too: whoever cuts
 /// trailing dots before decoding makes `..` of `%2e%2e.`.
-pub(super) fn is_dot_segment(segment: &str) -> bool {
+pub fn is_dot_segment(segment: &str) -> bool {
     !segment.is_empty() && segment.bytes().all(|byte| byte == b'.')
 }
 
@@ -239,7 +239,7 @@ fn hex_pair(high: u8, low: u8) -> Option<u8> {
 
 /// Decodes the valid escapes and leaves the others, as PHP and most upstreams do where they decode again.
 /// What is not UTF-8 then becomes a replacement character, which no literal and no rule holds.
-pub(super) fn decode_valid(text: &str) -> Cow<'_, str> {
+pub fn decode_valid(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {
         return Cow::Borrowed(text);
     }

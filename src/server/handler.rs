@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use http::header::{
     ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN,
+    SET_COOKIE,
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -20,6 +21,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::connection::Connection;
+use super::pages;
 use super::worker::{Known, Local, Worker};
 use crate::login::session::{Ended, Outcome as SessionOutcome};
 use crate::login::{self, cors};
@@ -33,7 +35,9 @@ use crate::token::VerifiedClaims;
 use crate::wire::answer::{Refusal, no_content};
 use crate::wire::client::{Peer, REQUEST_ID};
 use crate::wire::credentials::{self, Credentials};
+use crate::wire::csrf::{self, Source};
 use crate::wire::headers::{Stripped, strip_response};
+use crate::wire::{browser, cookies};
 
 /// As many headers as the gateway adds, or nearly.
 const SPOKEN: usize = 10;
@@ -48,6 +52,8 @@ struct Record {
     rule: Option<RuleId>,
     known: Option<Rc<Known>>,
     decision: &'static str,
+    /// Whether a person waits for a page; known where one without a right to it is refused.
+    navigates: bool,
 }
 
 impl Record {
@@ -108,9 +114,17 @@ impl Ending {
 
 impl Known {
     /// The name that log lines have for the caller.
-    fn user(&self) -> Option<&str> {
+    pub(super) fn user(&self) -> Option<&str> {
         self.claims.username.as_deref().or(Some(&self.claims.subject))
     }
+}
+
+/// What came with a request to prove who it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Proof {
+    None,
+    Bearer,
+    Cookie,
 }
 
 /// The gateway's answer or the upstream's, and how many bytes its own body has.
@@ -144,6 +158,7 @@ impl Worker {
             rule: None,
             known: None,
             decision: "refused",
+            navigates: false,
         };
         let mut ending = Ending {
             worker: Rc::clone(&self),
@@ -185,7 +200,13 @@ impl Worker {
                 self.log_refusal(&ending.record, &active, &refusal);
                 ending.record.decision = refusal.code();
                 let id = ending.record.request_id.to_str().unwrap_or_default();
-                let mut response = refusal.response(&active.snapshot.errors, id);
+                let page = ending.record.navigates.then(|| {
+                    let record = &ending.record;
+                    let user = record.known.as_deref().and_then(Known::user);
+                    pages::instead(&active, &record.method, record.path.as_ref(), user, &refusal)
+                });
+                let mut response =
+                    page.flatten().unwrap_or_else(|| refusal.response(&active.snapshot.errors, id));
                 if matches!(refusal, Refusal::Head(_) | Refusal::BodyTooLarge) {
                     // Nothing behind such a body is read any more.
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -226,10 +247,28 @@ impl Worker {
             needed = Requirement::Public;
             // A browser sends none with it; what somebody else sends is nobody's.
             parts.headers.remove(AUTHORIZATION);
+            if let Some(cookie) = snapshot.cookie() {
+                cookies::cut(&mut parts.headers, cookie, false);
+            }
         }
-        let known = if preflight { Ok(None) } else { self.authenticate(active, &mut parts, needed) };
-        let known = known.inspect_err(|_| active.count(record.rule, &Err(Denied::Anonymous)))?;
+        let (proof, known) = match preflight {
+            true => (Proof::None, Ok(None)),
+            false => self.authenticate(active, &mut parts, needed)?,
+        };
+        let known = known.inspect_err(|_| {
+            active.count(record.rule, &Err(Denied::Anonymous));
+            record.navigates = proof != Proof::Bearer && pages::are_for(active, &parts);
+        })?;
         record.known.clone_from(&known);
+        // A browser sends the cookie along with whatever other sites' pages ask for.
+        if proof == Proof::Cookie
+            && known.is_some()
+            && (judgement.is_unsafe || stripped.websocket)
+            && csrf::source(&parts.headers) != Source::SameOrigin
+        {
+            active.count(record.rule, &Err(Denied::Role));
+            return Err(Refusal::CrossSite);
+        }
         let caller = match &known {
             Some(known) => Caller::Authenticated(known.claims.role.as_deref()),
             None => Caller::Anonymous,
@@ -241,9 +280,12 @@ impl Worker {
             let did = decision.as_ref().map(|_| ()).map_err(|denied| *denied);
             active.count_trial(&self.gateway.metrics, rule, did, would);
         }
-        let permit = decision.map_err(|denied| match denied {
-            Denied::Anonymous => Refusal::NoCredentials,
-            Denied::Role => Refusal::AccessDenied,
+        let permit = decision.map_err(|denied| {
+            record.navigates = proof != Proof::Bearer && pages::are_for(active, &parts);
+            match denied {
+                Denied::Anonymous => Refusal::NoCredentials,
+                Denied::Role => Refusal::AccessDenied,
+            }
         })?;
         record.decision = "allowed";
 
@@ -252,6 +294,7 @@ impl Worker {
                 parts.headers.remove(name);
             }
         }
+        let renews = proof == Proof::Cookie && pages::may_renew(active, &parts, known.as_deref());
         let upgrade = if stripped.websocket { parts.extensions.remove::<OnUpgrade>() } else { None };
         let (body, progress) = request_body(active, &parts, body)?;
         self.speak_for(active, connection, &mut parts.headers, known.as_deref(), record);
@@ -273,12 +316,15 @@ impl Worker {
         )
         .await;
         connection.timer.set(timer);
-        let forwarded = forwarded?;
+        let mut forwarded = forwarded?;
         if forward::is_upgrade(&forwarded.response, upgrade.is_some())?
             && let Some(downstream) = upgrade
         {
             let over = over(Rc::clone(self), known, snapshot.leeway);
             return Ok(Outcome::Upgraded(self.switch(connection, downstream, forwarded, over)));
+        }
+        if renews && let Some(known) = &known {
+            self.renew(active, known, forwarded.response.headers_mut());
         }
         Ok(Outcome::Upstream(forwarded))
     }
@@ -307,26 +353,40 @@ impl Worker {
         Ok(policy.judge(&target))
     }
 
-    /// Who is asking, if anybody says so who can prove it. The token goes no further, unless the
-    /// configuration wants it to.
+    /// Who is asking, if anybody says so who can prove it, and by what. The token goes no further, unless
+    /// the configuration wants it to.
+    ///
+    /// # Errors
+    /// `AmbiguousCredentials`; within, what is wrong with a token where one is needed.
+    #[allow(clippy::type_complexity)]
     fn authenticate(
         &self,
         active: &Local,
         parts: &mut Parts,
         needed: Requirement,
-    ) -> Result<Option<Rc<Known>>, Refusal> {
-        let credentials = credentials::read(&parts.headers).map_err(|_| Refusal::AmbiguousCredentials)?;
-        let Credentials::Bearer(token) = credentials else { return Ok(None) };
-        let verified = active.verify(&self.gateway, token, unix_now());
-        if !active.snapshot.identity.forward_token {
+    ) -> Result<(Proof, Result<Option<Rc<Known>>, Refusal>), Refusal> {
+        let cookie = active.snapshot.cookie();
+        let credentials = credentials::read(&parts.headers, cookie).map_err(Refusal::AmbiguousCredentials)?;
+        let (proof, verified) = match credentials {
+            Credentials::None => (Proof::None, Ok(None)),
+            Credentials::Bearer(token) => {
+                (Proof::Bearer, active.verify(&self.gateway, token, unix_now()).map(Some))
+            }
+            Credentials::Cookie(token) => {
+                (Proof::Cookie, active.verify(&self.gateway, token, unix_now()).map(Some))
+            }
+        };
+        let forward_token = active.snapshot.identity.forward_token;
+        if proof == Proof::Bearer && !forward_token {
             parts.headers.remove(AUTHORIZATION);
         }
-        match verified {
-            Ok(known) => Ok(Some(known)),
-            // On a public route a bad token makes nobody of its bearer, and that is enough there.
-            Err(_) if needed == Requirement::Public => Ok(None),
-            Err(refusal) => Err(refusal),
+        if let Some(cookie) = cookie {
+            // Never a second token beside the one that was decided on.
+            cookies::cut(&mut parts.headers, cookie, forward_token && proof == Proof::Cookie);
         }
+        // On a public route a bad token makes nobody of its bearer, and that is enough there.
+        let known = if needed == Requirement::Public { Ok(verified.unwrap_or(None)) } else { verified };
+        Ok((proof, known))
     }
 
     /// Writes the headers in which the gateway speaks for the client. Identity comes last.
@@ -414,19 +474,62 @@ impl Worker {
                 {
                     return Ok(cors::preflight(origin));
                 }
-                let answered = match (&parts.method, endpoint) {
-                    (&Method::POST, Endpoint::Logout) => self.log_out(active, parts, record).await,
-                    (&Method::POST, Endpoint::Rotate) => self.rotate(active, parts, record).await,
+                if endpoint == Endpoint::Login && pages::shows_login(settings, parts) {
+                    return Ok(self.login_page(active, settings, parts));
+                }
+                let source = csrf::source(&parts.headers);
+                // A browser that is about to show the answer, and can keep a cookie.
+                let form = settings.cookie.as_ref().filter(|_| browser::is_form_navigation(&parts.headers));
+                let (user, answered) = match (&parts.method, endpoint) {
+                    (&Method::POST, Endpoint::Logout) => (None, self.log_out(active, parts, record).await),
+                    (&Method::POST, Endpoint::Rotate) => (None, self.rotate(active, parts, record).await),
+                    (&Method::POST, _) if source == Source::Foreign && origin.is_none() => {
+                        (None, Err(Refusal::CrossSite))
+                    }
+                    (&Method::POST, _)
+                        if form.is_some_and(|cookie| cookie.secure)
+                            && browser::came_without_https(&parts.headers) =>
+                    {
+                        (None, Err(Refusal::LoginWithoutHttps))
+                    }
                     (&Method::POST, _) => self.login(active, parts, body, record).await,
-                    _ => Err(Refusal::MethodNotAllowed("POST")),
+                    (_, Endpoint::Login) if settings.page.is_some() => {
+                        (None, Err(Refusal::MethodNotAllowed("GET, HEAD, POST")))
+                    }
+                    _ => (None, Err(Refusal::MethodNotAllowed("POST"))),
+                };
+                let refused = |refusal: &Refusal| {
+                    self.log_refusal(record, active, refusal);
+                    refusal.response(&active.snapshot.errors, record.request_id.to_str().unwrap_or_default())
+                };
+                let answered = match (answered, form) {
+                    (answered, Some(cookie)) => {
+                        let query = parts.uri.query();
+                        pages::after_form(
+                            settings,
+                            cookie,
+                            endpoint,
+                            query,
+                            user.as_deref(),
+                            answered,
+                            refused,
+                        )
+                    }
+                    (Ok(mut answer), None) => {
+                        if let (Endpoint::Logout, Some(cookie)) = (endpoint, &settings.cookie) {
+                            answer.headers_mut().append(SET_COOKIE, cookies::clear(cookie));
+                        }
+                        Ok(answer)
+                    }
+                    (refused, None) => refused,
                 };
                 let Some(origin) = origin else { return answered };
-                // A page of another site may read the refusal as well as the token.
-                let id = record.request_id.to_str().unwrap_or_default();
-                let mut response = answered.unwrap_or_else(|refusal| {
-                    self.log_refusal(record, active, &refusal);
-                    refusal.response(&active.snapshot.errors, id)
-                });
+                // A page of another site may read the refusal as well as the token; the cookie is for
+                // pages of this one.
+                let mut response = answered.unwrap_or_else(|refusal| refused(&refusal));
+                if source == Source::Foreign && form.is_none() {
+                    response.headers_mut().remove(SET_COOKIE);
+                }
                 cors::permit(origin, response.headers_mut());
                 Ok(response)
             }
@@ -435,8 +538,15 @@ impl Worker {
 
     /// The token that a request to an endpoint of ours brings, whether it is over or not.
     fn presented(&self, active: &Local, parts: &Parts) -> Result<VerifiedClaims, Refusal> {
-        let credentials = credentials::read(&parts.headers).map_err(|_| Refusal::AmbiguousCredentials)?;
-        let Credentials::Bearer(token) = credentials else { return Err(Refusal::NoCredentials) };
+        let cookie = active.snapshot.cookie();
+        let token = match credentials::read(&parts.headers, cookie).map_err(Refusal::AmbiguousCredentials)? {
+            Credentials::Bearer(token) => token,
+            Credentials::Cookie(_) if csrf::source(&parts.headers) != Source::SameOrigin => {
+                return Err(Refusal::CrossSite);
+            }
+            Credentials::Cookie(token) => token,
+            Credentials::None => return Err(Refusal::NoCredentials),
+        };
         active.verify_anew(&self.gateway, token, unix_now())
     }
 
@@ -453,9 +563,10 @@ impl Worker {
             Err(refusal) => return Err(refusal),
         };
         let everywhere = login::session::is_everywhere(parts.uri.query());
+        let ttl = active.snapshot.ttl;
         let sessions = std::sync::Arc::clone(&self.gateway.sessions);
         self.end(record, Event::Logout, async move {
-            let outcome = sessions.log_out(&claims, everywhere, unix_now()).await;
+            let outcome = sessions.log_out(&claims, everywhere, unix_now(), ttl).await;
             (claims, outcome)
         })
         .await
@@ -507,19 +618,20 @@ impl Worker {
         answered.await.unwrap_or(Err(Refusal::Internal("ending a token broke off")))
     }
 
+    /// Answers a login, and names the user that it was for as far as that is known.
     async fn login(
         &self,
         active: &Rc<Local>,
         parts: &Parts,
         body: Incoming,
         record: &Record,
-    ) -> Result<Response<Bytes>, Refusal> {
+    ) -> (Option<String>, Result<Response<Bytes>, Refusal>) {
         let body = match Limited::new(body, login::body::MAX_BODY_BYTES).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-                return Err(Refusal::LoginBodyTooLarge);
+                return (None, Err(Refusal::LoginBodyTooLarge));
             }
-            Err(_) => return Err(Refusal::LoginBody("The login body broke off".to_owned())),
+            Err(_) => return (None, Err(Refusal::LoginBody("The login body broke off".to_owned()))),
         };
         let attempt = login::Attempt {
             content_type: parts.headers.get(CONTENT_TYPE).map(|value| value.as_bytes().to_vec()),
@@ -550,9 +662,9 @@ impl Worker {
                 request_id: request_id.to_str().ok(),
                 ..Audit::of(if answer.is_ok() { Event::Login } else { Event::LoginFailed })
             });
-            answer
+            (user, answer)
         });
-        answered.await.unwrap_or(Err(Refusal::Internal("the login broke off")))
+        answered.await.unwrap_or((None, Err(Refusal::Internal("the login broke off"))))
     }
 
     /// Refusals are counted all; those that concern who somebody is are audit events as well.
@@ -563,7 +675,8 @@ impl Worker {
             Refusal::InvalidToken(_)
                 | Refusal::ExpiredToken
                 | Refusal::AccessDenied
-                | Refusal::AmbiguousCredentials
+                | Refusal::AmbiguousCredentials(_)
+                | Refusal::CrossSite
                 | Refusal::SessionStore
         );
         if concerns_access {

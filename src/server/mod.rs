@@ -10,6 +10,7 @@ pub mod gateway;
 pub mod handler;
 pub mod keys;
 pub mod listener;
+mod pages;
 pub mod sessions;
 pub mod trust;
 pub mod worker;

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
 
@@ -288,6 +289,14 @@ impl Claims {
     pub fn remembered_until(&self) -> u64 {
         self.expires_at.saturating_add(MOST_LEEWAY)
     }
+
+    /// Until when a revocation of its whole login has to be remembered, in Unix seconds: a copy of it may
+    /// have been renewed just before `now`, and then lasts for `ttl`.
+    pub fn login_remembered_until(&self, now: u64, ttl: Duration) -> u64 {
+        // A reload may have made tokens last less long since.
+        let lasts = self.expires_at.saturating_sub(self.issued_at).max(ttl.as_secs());
+        self.remembered_until().max(now.saturating_add(lasts).saturating_add(MOST_LEEWAY))
+    }
 }
 
 /// Whether a token was issued after its user's tokens were ended with `mark`.
@@ -364,6 +373,21 @@ mod tests {
             let subject = Key::subject("idp", "7");
             revoked.add(Revocation::Mark { subject, generation: mark_ms, until: 400 });
             assert_eq!(revoked.check(&claims("idp", "a", None, None)).is_ok(), alive, "{mark_ms}");
+        }
+    }
+
+    #[test]
+    fn a_login_that_ended_is_remembered_for_as_long_as_a_renewed_copy_of_its_token_could_count() {
+        let ours = claims("", "a", Some("s"), Some(3));
+        for (now, ttl, until) in [
+            // Renewed at 80, it would last until 130.
+            (80, 50, 130),
+            (80, 10, 130),
+            (80, 500, 580),
+            (20, 10, 100),
+        ] {
+            let remembered = ours.login_remembered_until(now, Duration::from_secs(ttl));
+            assert_eq!(remembered, until + MOST_LEEWAY, "{now} {ttl}");
         }
     }
 

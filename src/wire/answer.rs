@@ -12,6 +12,7 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::Value;
 
+use super::credentials::Ambiguous;
 use super::hygiene::HeadError;
 use crate::config::template::Template;
 use crate::policy::path::PathError;
@@ -24,8 +25,10 @@ pub enum Refusal {
     Head(HeadError),
     /// The path could be taken for another.
     Path(PathError),
-    /// More than one `Authorization`.
-    AmbiguousCredentials,
+    /// More than one `Authorization`, or the cookie more than once.
+    AmbiguousCredentials(Ambiguous),
+    /// What only a page of this site may ask for, from somewhere else.
+    CrossSite,
     /// The body announced or sent is larger than `limits.body_bytes`.
     BodyTooLarge,
     /// No credentials where some are needed.
@@ -42,6 +45,8 @@ pub enum Refusal {
     LoginMediaType,
     /// A login body that is malformed or lacks a field.
     LoginBody(String),
+    /// A browser at a page without HTTPS, which would not keep the cookie that a login is for.
+    LoginWithoutHttps,
     /// A login body over its cap.
     LoginBodyTooLarge,
     /// The user store failed during a login.
@@ -108,14 +113,15 @@ impl Refusal {
             Self::Head(HeadError::HeadTooSlow | HeadError::BodyTooSlow) => StatusCode::REQUEST_TIMEOUT,
             Self::Head(_)
             | Self::Path(_)
-            | Self::AmbiguousCredentials
+            | Self::AmbiguousCredentials(_)
             | Self::LoginBody(_)
+            | Self::LoginWithoutHttps
             | Self::NotRotatable => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge | Self::LoginBodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoCredentials | Self::InvalidToken(_) | Self::ExpiredToken | Self::WrongCredentials(_) => {
                 StatusCode::UNAUTHORIZED
             }
-            Self::AccessDenied => StatusCode::FORBIDDEN,
+            Self::AccessDenied | Self::CrossSite => StatusCode::FORBIDDEN,
             Self::LoginMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::UserStore | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
@@ -136,9 +142,13 @@ impl Refusal {
         match self {
             Self::Head(why) => format!("Bad request: {why}"),
             Self::Path(why) => format!("Bad request: {why}"),
-            Self::AmbiguousCredentials => {
+            Self::AmbiguousCredentials(Ambiguous::Authorization) => {
                 "Bad request: there is more than one Authorization header".to_owned()
             }
+            Self::AmbiguousCredentials(Ambiguous::Cookie) => {
+                "Bad request: the cookie with the token is there more than once".to_owned()
+            }
+            Self::CrossSite => "Refused: this did not come from a page of this site".to_owned(),
             Self::BodyTooLarge => "Request body too large".to_owned(),
             Self::NoCredentials => "Missing Authorization header".to_owned(),
             Self::InvalidToken(_) => "Invalid token".to_owned(),
@@ -147,6 +157,7 @@ impl Refusal {
             Self::WrongCredentials(_) => "Invalid username or password".to_owned(),
             Self::LoginMediaType => "The login body must be JSON or a form".to_owned(),
             Self::LoginBody(what) => what.clone(),
+            Self::LoginWithoutHttps => "The cookie of a login is kept over HTTPS only".to_owned(),
             Self::LoginBodyTooLarge => "Login body too large".to_owned(),
             Self::UserStore => "Failed to fetch user".to_owned(),
             Self::SessionStore => "Session store unavailable".to_owned(),
@@ -169,7 +180,8 @@ impl Refusal {
         match self {
             Self::Head(why) => why.code(),
             Self::Path(why) => why.code(),
-            Self::AmbiguousCredentials => "ambiguous_credentials",
+            Self::AmbiguousCredentials(_) => "ambiguous_credentials",
+            Self::CrossSite => "cross_site",
             Self::BodyTooLarge => "body_too_large",
             Self::NoCredentials => "no_credentials",
             Self::InvalidToken(_) => "invalid_token",
@@ -178,6 +190,7 @@ impl Refusal {
             Self::WrongCredentials(_) => "wrong_credentials",
             Self::LoginMediaType => "login_media_type",
             Self::LoginBody(_) => "login_body",
+            Self::LoginWithoutHttps => "login_without_https",
             Self::LoginBodyTooLarge => "login_body_too_large",
             Self::UserStore => "user_store",
             Self::SessionStore => "session_store",

@@ -244,6 +244,11 @@ fn fold_byte(byte: u8) -> u8 {
     if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
 }
 
+/// Whether two names are one after folding.
+pub(super) fn folds_alike(one: &str, other: &str) -> bool {
+    one.len() == other.len() && one.bytes().zip(other.bytes()).all(|(a, b)| fold_byte(a) == fold_byte(b))
+}
+
 fn folds_to(name: &str, folded: &[u8]) -> bool {
     name.len() == folded.len() && name.bytes().zip(folded).all(|(byte, known)| fold_byte(byte) == *known)
 }

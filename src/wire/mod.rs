@@ -5,7 +5,10 @@
 //! of the gateway's own.
 
 pub mod answer;
+pub mod browser;
 pub mod client;
+pub mod cookies;
 pub mod credentials;
+pub mod csrf;
 pub mod headers;
 pub mod hygiene;

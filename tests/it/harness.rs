@@ -22,6 +22,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+pub mod browser;
+
 /// The longest that anything here is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -381,6 +383,13 @@ impl Call {
 
     /// As [`Call::send`], where the connection may be refused or cut.
     pub async fn try_send(self) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+        self.send_within(PATIENCE).await
+    }
+
+    async fn send_within(
+        self,
+        patience: Duration,
+    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
         let work = async {
             let stream = TcpStream::connect(self.address).await?;
             let (mut sender, connection) =
@@ -391,7 +400,7 @@ impl Call {
             let body = body.collect().await?.to_bytes();
             Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
         };
-        tokio::time::timeout(PATIENCE, work).await?
+        tokio::time::timeout(patience, work).await?
     }
 }
 

@@ -2,7 +2,9 @@
 
 mod abandoned;
 mod advisories;
+mod browser;
 mod cli;
+mod cookies;
 mod differential;
 mod docs;
 mod forwarding;
