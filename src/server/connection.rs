@@ -68,9 +68,13 @@ impl Flags {
     /// The response is complete, or given up, since `now`: the next message may be read.
     pub fn end(&self, now: Instant) {
         self.in_flight.store(false, Ordering::Relaxed);
-        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        turn.ended = Some(now);
-        if let Some(waker) = turn.waiting.take() {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner).ended = Some(now);
+        self.next_turn();
+    }
+
+    /// Whoever waits with the next message at hand looks again.
+    fn next_turn(&self) {
+        if let Some(waker) = self.turn.lock().unwrap_or_else(PoisonError::into_inner).waiting.take() {
             waker.wake();
         }
     }
@@ -323,7 +327,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guarded<S> {
 
     /// Whether the next message has to wait for the answer to this one.
     fn must_wait(&self) -> bool {
-        self.guard.between_messages() && self.flags.is_in_flight()
+        // An answer of which the client has yet to take the last is still under way: if the next message
+        // is refused, hyper gives up what it has not written.
+        self.guard.between_messages() && (self.flags.is_in_flight() || self.stalled.is_some())
     }
 
     fn wait_for_answer(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
@@ -470,6 +476,7 @@ impl<S> Guarded<S> {
             if self.stalled.take().is_some() {
                 self.flags.moves();
                 self.since = Instant::now();
+                self.flags.next_turn();
             }
             return outcome;
         }
