@@ -143,7 +143,6 @@ async fn people_sign_in_see_the_cms_and_are_refused_where_their_role_is_too_low(
     assert_eq!(browser.run(script).await, json!([401, false, "Missing Authorization header"]));
     browser.open(&format!("{site}/desk/today")).await;
     assert_eq!(browser.title().await, "Sign in · Example News");
-    browser.quit().await;
 }
 
 #[tokio::test]
@@ -190,7 +189,6 @@ async fn no_form_of_another_site_does_anything_in_somebodys_name() {
         assert_eq!(browser.cookies().await, mine);
         browser.forget_cookies().await;
     }
-    browser.quit().await;
 }
 
 #[tokio::test]
@@ -215,7 +213,6 @@ async fn the_keyboard_alone_is_enough_and_no_script_is_needed() {
     browser.press(&format!("eddie{TAB}{PASSWORD}{ENTER}")).await;
     browser.arrives(&format!("{site}/desk/today")).await;
     assert!(browser.text().await.contains("Hello eddie"));
-    browser.quit().await;
 }
 
 #[tokio::test]
@@ -267,5 +264,4 @@ async fn the_page_fits_a_phone_and_a_dark_room() {
         let worst = browser.run(contrast).await;
         assert!(worst.as_f64().unwrap() >= 4.5, "{scheme}: {worst}");
     }
-    browser.quit().await;
 }

@@ -214,19 +214,21 @@ impl Browser {
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join(format!("{name}.png")), picture).unwrap();
     }
-
-    /// Closes the window.
-    pub async fn quit(self) {
-        self.call("DELETE", &self.session, Value::Null).await;
-    }
 }
 
 impl Drop for Browser {
+    /// The driver closes the browser when its session ends; one that is only killed would leave it.
     fn drop(&mut self) {
-        // A driver that is asked to end takes its browser with it; one that is killed would leave it.
-        if std::thread::panicking() {
-            let _ = Command::new("kill").arg(self.driver.id().to_string()).status();
-            std::thread::sleep(Duration::from_millis(300));
+        use std::io::{Read, Write};
+        if let Ok(mut stream) = std::net::TcpStream::connect(self.address) {
+            let _ = stream.set_read_timeout(Some(PATIENCE));
+            let host = self.address;
+            let _ = write!(
+                stream,
+                "DELETE {} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n",
+                self.session
+            );
+            let _ = stream.read(&mut [0; 1024]);
         }
         let _ = self.driver.kill();
         let _ = self.driver.wait();
