@@ -13,9 +13,10 @@
 //! with the permit that only a decision can make. What the gateway answers itself is made by
 //! [`wire::answer`]. Nothing on this way touches a disk, a database or a lock shared by all threads.
 //!
-//! A login takes the way through [`login`]: a body, a user of the [`store`], a password checked off the
-//! request threads, a token signed; how it ends before its time is in [`login::session`]. A reload goes through [`config`]: text, tree, raw values, snapshot,
-//! and one pointer swapped, or every problem of the file told and the old one kept.
+//! A login takes the way through [`login`]: a body, a place among those who may try, a user of the
+//! [`store`], a password checked off the request threads, a token signed; how it ends before its time is
+//! in [`login::session`]. A reload goes through [`config`]: text, tree, raw values, snapshot, and one
+//! pointer swapped, or every problem of the file told and the old one kept.
 //!
 //! # The modules
 //!

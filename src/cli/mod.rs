@@ -1,5 +1,6 @@
 //! The command line: one file a command, and the one error that all of them end with.
 
+pub mod ban;
 pub mod check;
 pub mod demo;
 pub mod explain;
@@ -70,6 +71,9 @@ enum Command {
     /// Manage the users of the local store
     #[command(subcommand)]
     User(user::UserCommand),
+    /// List, add and lift bans and lock-outs from logging in
+    #[command(subcommand)]
+    Ban(ban::BanCommand),
     /// Make, look into and revoke tokens
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -153,6 +157,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, CliError> {
                 audit(&snapshot, &Audit { reason, user: name.as_deref(), ..Audit::of(Event::UserChange) });
             }
         }
+        Command::Ban(command) => ban::run(command, &load(&loader, &Surroundings::default())?.0, &mut out)?,
         Command::Token(command) => token::run(command, &loader, &mut out)?,
         Command::Keys(command) => keys::run(command, &load(&loader, &Surroundings::default())?.0, &mut out)?,
         Command::Hash(command) => return hash::run(command, &mut out),

@@ -269,7 +269,7 @@ fn unreadable(file: &Path, error: &io::Error) -> CliError {
     CliError::failed(format!("cannot read {}: {error}", file.display()))
 }
 
-fn counted(number: usize, what: &str) -> String {
+pub(super) fn counted(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
@@ -399,7 +399,7 @@ fn list_table(users: &[UserRecord], out: &mut dyn Write) -> io::Result<()> {
 }
 
 /// What stands in the file may not be what was checked here; a terminal must not take it for orders.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
             let escaped = c.is_control().then(|| c.escape_default());
@@ -410,7 +410,7 @@ fn shown(text: &str) -> String {
 }
 
 /// RFC 3339 in UTC; the bare number for what no calendar has.
-fn instant(seconds: i64) -> String {
+pub(super) fn instant(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |at| at.to_string())
 }
 

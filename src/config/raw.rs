@@ -633,6 +633,12 @@ pub struct Login {
     pub page: At<Switch<Page>>,
     /// Other sites whose pages may log in, log out and rotate (CORS).
     pub origins: Vec<At<Origin>>,
+    /// Failed logins of one account from one address before each further one makes it wait twice as long.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_failures: At<u32>,
+    /// The same for all accounts from one address together.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_failures_per_address: At<u32>,
 }
 
 impl Default for Login {
@@ -651,6 +657,8 @@ impl Default for Login {
             cookie: Switch(None),
             page: At::nowhere(Switch(None)),
             origins: Vec::new(),
+            max_failures: At::nowhere(5),
+            max_failures_per_address: At::nowhere(50),
         }
     }
 }

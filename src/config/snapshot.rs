@@ -206,6 +206,10 @@ pub struct LoginSettings {
     pub origins: Vec<String>,
     /// How long after a rotation the old token gets the same successor again.
     pub rotate_grace: Duration,
+    /// Failures of an account from one address, after which each further one locks.
+    pub max_failures: u32,
+    /// The same of all accounts from one address.
+    pub max_failures_per_address: u32,
 }
 
 /// `login.cookie`, ready to be used.
@@ -723,6 +727,8 @@ fn assemble(
                 .map(|page| Page { title: page.title.as_ref().map(|title| title.as_str().to_owned()) }),
             origins: login.origins.iter().map(|origin| origin.as_str().to_owned()).collect(),
             rotate_grace: login.rotate_grace.value.get(),
+            max_failures: login.max_failures.value,
+            max_failures_per_address: login.max_failures_per_address.value,
         }),
         errors: raw.errors.body.value.clone(),
         forward_preflights: raw.cors_preflight == raw::Preflight::Forward,

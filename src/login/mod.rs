@@ -1,19 +1,23 @@
 //! Credentials in, token out.
 //!
-//! [`body`] reads what was sent, [`password`] checks it against a [`hash`], [`cors`] says who else's pages may
+//! [`body`] reads what was sent, [`throttle`] says who may try (and [`guard`] is how the gateway runs it),
+//! [`password`] checks it against a [`hash`] in a [`pool`] of its own, [`cors`] says who else's pages may
 //! ask; [`session`] ends what a login began; [`page`] is what browsers show, and [`next`] where they go from
-//! there. Wrong
-//! password, unknown user and disabled user are one answer, byte for byte, and cost the same time; the
-//! log alone tells them apart. Not here: who may do what with the token (`policy`).
+//! there. Wrong password, unknown user and disabled user are one answer, byte for byte, and cost the same
+//! time; the log alone tells them apart. Not here: who may do what with the token (`policy`).
 
 pub mod body;
 pub mod cors;
+pub mod guard;
 pub mod hash;
 pub mod next;
 pub mod page;
 pub mod password;
+pub mod pool;
 pub mod session;
+pub mod throttle;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,11 +29,13 @@ use serde_json::Value;
 use crate::config::{recipe::HashPolicy, snapshot::LoginSettings};
 use crate::store::{StoreError, UserRecord, Users};
 use crate::token::{Session, Signer, Subject};
-use crate::wire::answer::{Refusal, WrongCredentials, json};
+use crate::wire::answer::{LockedBy, Refusal, WrongCredentials, json};
 use crate::wire::cookies;
 use body::{BodyError, FieldNames};
+use guard::Guard;
 use password::{HashError, Hasher, NewPassword, Password, Verdict};
 use session::LiveSessions;
+use throttle::{Limits, Outcome};
 
 /// As many users are looked at to learn what checking their passwords takes.
 const SAMPLE: u32 = 10_000;
@@ -38,6 +44,7 @@ const SAMPLE: u32 = 10_000;
 pub struct Login {
     users: Arc<dyn Users>,
     sessions: Arc<LiveSessions>,
+    guard: Guard,
     hasher: Hasher,
 }
 
@@ -47,14 +54,38 @@ pub struct Attempt {
     pub content_type: Option<Vec<u8>>,
     /// At most [`body::MAX_BODY_BYTES`].
     pub body: Bytes,
+    /// Who asks, behind trusted proxies too.
+    pub client: IpAddr,
     /// Unix seconds.
     pub now: u64,
 }
 
+/// What became of an attempt.
+pub struct Attempted {
+    /// Whom it was for, as it was sent, as far as that is known.
+    pub user: Option<String>,
+    /// The answer.
+    pub answer: Result<Response<Bytes>, Refusal>,
+    /// What its failure has locked.
+    pub locks: Vec<LockedBy>,
+}
+
 impl Login {
-    /// `cores` passwords are checked at a time; `policy` says which weak hashes are believed.
-    pub fn new(users: Arc<dyn Users>, sessions: Arc<LiveSessions>, cores: usize, policy: HashPolicy) -> Self {
-        Self { users, sessions, hasher: Hasher::new(cores, policy) }
+    /// `cores` are what the machine has, on which passwords are checked; `policy` says which weak hashes
+    /// are believed.
+    pub fn new(
+        users: Arc<dyn Users>,
+        sessions: Arc<LiveSessions>,
+        guard: Guard,
+        cores: usize,
+        policy: HashPolicy,
+    ) -> Self {
+        Self { users, sessions, guard, hasher: Hasher::new(pool::threads_for(cores), policy) }
+    }
+
+    /// Who may try, and when again.
+    pub fn guard(&self) -> &Guard {
+        &self.guard
     }
 
     /// Looks at what the users' hashes cost, so that unknown names take as long from the first login on.
@@ -71,33 +102,49 @@ impl Login {
         &*self.users
     }
 
-    /// Answers one attempt, and names the user that it was for as far as that is known.
+    /// Answers one attempt.
     ///
     /// # Errors
-    /// `LoginMediaType`, `LoginBody`, `LoginBodyTooLarge`, `WrongCredentials`, `UserStore`, `LoginBusy`;
-    /// `Internal` if no token can be made.
+    /// As its answer: `LoginMediaType`, `LoginBody`, `LoginBodyTooLarge`, `TooManyLogins`,
+    /// `WrongCredentials`, `UserStore`, `LoginBusy`; `Internal` if no token can be made.
     pub async fn log_in(
         &self,
         settings: &LoginSettings,
         signer: Option<&Signer>,
         ttl: Duration,
         attempt: Attempt,
-    ) -> (Option<String>, Result<Response<Bytes>, Refusal>) {
+    ) -> Attempted {
         let names = FieldNames {
             username: settings.username_field.clone(),
             password: settings.password_field.clone(),
         };
-        let credentials = match body::parse(attempt.content_type.as_deref(), &attempt.body, &names) {
+        let Attempt { content_type, body, client, now } = attempt;
+        let parsed = body::parse(content_type.as_deref(), &body, &names);
+        // It may be a while until it is this one's turn.
+        drop(body);
+        let credentials = match parsed {
             Ok(credentials) => credentials,
-            Err(error) => return (None, Err(refusal_of(error))),
+            Err(error) => return Attempted { user: None, answer: Err(refusal_of(error)), locks: Vec::new() },
         };
-        let username = credentials.username.clone();
-        let answer = self.check(credentials).await.and_then(|(user, generation)| {
-            let signer = signer.ok_or(Refusal::Internal("there is no signing key"))?;
-            let session = Session::begin(attempt.now, ttl, generation);
-            answer_with_token(settings, signer, &user, &session, attempt.now)
+        let user = Some(credentials.username.clone());
+        let limits = Limits { pair: settings.max_failures, network: settings.max_failures_per_address };
+        let pass = match self.guard.admit(limits, &credentials.username, client).await {
+            Ok(pass) => pass,
+            Err(refusal) => return Attempted { user, answer: Err(refusal), locks: Vec::new() },
+        };
+        let checked = self.check(credentials).await;
+        let locks = pass.settle(match &checked {
+            Ok(_) => Outcome::Right,
+            Err(Refusal::WrongCredentials(_)) => Outcome::Failed,
+            // Nobody has learnt whether the password is right.
+            Err(_) => Outcome::Void,
         });
-        (Some(username), answer)
+        let answer = checked.and_then(|(found, generation)| {
+            let signer = signer.ok_or(Refusal::Internal("there is no signing key"))?;
+            let session = Session::begin(now, ttl, generation);
+            answer_with_token(settings, signer, &found, &session, now)
+        });
+        Attempted { user, answer, locks }
     }
 
     /// The user, and the mark that the token is to carry.

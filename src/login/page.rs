@@ -293,6 +293,8 @@ mod tests {
             page: Some(Page { title: Some("News & <Views>".into()) }),
             logout: Some("/auth/logout".into()),
             origins: Vec::new(),
+            max_failures: 5,
+            max_failures_per_address: 50,
             rotate_grace: std::time::Duration::ZERO,
         }
     }

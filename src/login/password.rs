@@ -1,14 +1,19 @@
 //! Password hashing: Argon2id (RFC 9106), off the request threads, in equal time for every failure.
 //!
 //! One verification takes some 20 ms of a core and 19 MiB, or what another system's hash asks for, so it
-//! runs on blocking threads, as many at once as there are cores; a bounded number waits and the rest is
-//! turned away. Not here: who may try again and when, and the formats of stored hashes (`hash`).
+//! runs in a [`pool`](super::pool) of threads; a bounded number waits and the rest is turned away. Not
+//! here: who may try again and when (`throttle`), and the formats of stored hashes (`hash`).
 
 use super::hash::{Cost, OutOfMemory, StoredHash, UnusableHash, mix::Mix};
+use super::pool::Pool;
 use crate::{config::recipe::HashPolicy, store::UserRecord};
 use argon2::{Algorithm, Argon2, Params, PasswordHasher, Version, password_hash::phc::PasswordHash};
-use std::{error::Error, fmt, sync::Arc};
-use tokio::{sync::Semaphore, task};
+use std::{
+    error::Error,
+    fmt,
+    sync::{Arc, OnceLock},
+};
+use tokio::sync::{Semaphore, oneshot};
 use zeroize::Zeroizing;
 
 /// Shortest password that a user can be given, in bytes.
@@ -134,19 +139,24 @@ pub struct Hasher {
     running: Arc<Semaphore>,
     policy: Arc<HashPolicy>,
     mix: Arc<Mix>,
+    threads: usize,
+    /// Started with the first hash.
+    pool: Arc<OnceLock<Option<Pool>>>,
 }
 
 impl Hasher {
-    /// `cores` is how many hashes are computed at once, at least 1; `policy` says which weak ones are
+    /// `threads` is how many hashes are computed at once, at least 1; `policy` says which weak ones are
     /// believed.
     #[must_use]
-    pub fn new(cores: usize, policy: HashPolicy) -> Hasher {
-        let cores = cores.clamp(1, 1024);
+    pub fn new(threads: usize, policy: HashPolicy) -> Hasher {
+        let threads = threads.clamp(1, 1024);
         Hasher {
-            admitted: Arc::new(Semaphore::new(cores + QUEUE)),
-            running: Arc::new(Semaphore::new(cores)),
+            admitted: Arc::new(Semaphore::new(threads + QUEUE)),
+            running: Arc::new(Semaphore::new(threads)),
             policy: Arc::new(policy),
             mix: Arc::new(Mix::new()),
+            threads,
+            pool: Arc::default(),
         }
     }
 
@@ -222,12 +232,17 @@ impl Hasher {
     ) -> Result<T, HashError> {
         let admitted = Arc::clone(&self.admitted).try_acquire_owned().map_err(|_| HashError::Busy)?;
         let turn = Arc::clone(&self.running).acquire_owned().await.map_err(|_| HashError::Failed)?;
-        task::spawn_blocking(move || {
+        let pool = self.pool.get_or_init(|| {
+            let started = Pool::start(self.threads);
+            started.inspect_err(|error| tracing::error!(%error, "no threads to hash passwords on")).ok()
+        });
+        let (done, finished) = oneshot::channel();
+        pool.as_ref().ok_or(HashError::Failed)?.run(move || {
             let _held = (admitted, turn);
-            work()
-        })
-        .await
-        .map_err(|_| HashError::Failed)
+            // Whoever asked may have gone.
+            let _ = done.send(work());
+        });
+        finished.await.map_err(|_| HashError::Failed)
     }
 }
 
@@ -414,14 +429,14 @@ mod tests {
             waiting.push(tokio::spawn(async move { hasher.run(|| ()).await }));
         }
         while hasher.admitted.available_permits() > 0 {
-            task::yield_now().await;
+            tokio::task::yield_now().await;
         }
         assert_eq!(hasher.verify(password("correct horse"), "vera", None).await, Err(HashError::Busy));
 
         // One that stops waiting makes room.
         waiting.pop().unwrap().abort();
         while hasher.admitted.available_permits() == 0 {
-            task::yield_now().await;
+            tokio::task::yield_now().await;
         }
         release.send(()).unwrap();
         holder.await.unwrap().unwrap().unwrap();

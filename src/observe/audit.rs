@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::LogFormat;
 use super::lines::{Line, since_epoch};
-use crate::wire::answer::Refusal;
+use crate::wire::answer::{LockedBy, Refusal};
 
 /// An enum whose variants are words of a closed list.
 macro_rules! words {
@@ -53,6 +53,12 @@ words! {
         Reuse = "reuse",
         /// A command ended tokens.
         Revocation = "revocation",
+        /// So many failed that nothing is tried for a while.
+        LockOut = "lock_out",
+        /// `ban add` locked somebody out.
+        Ban = "ban",
+        /// `ban lift` let somebody in again.
+        Lift = "lift",
         /// A request was refused for what its token, or its role, is.
         Refused = "refused",
         /// The configuration was loaded again.
@@ -135,6 +141,8 @@ pub enum Reason<'a> {
     Trigger(Trigger),
     /// Of a logout.
     Scope(Scope),
+    /// Of a lock-out.
+    Locked(LockedBy),
     /// Of a failed login or a refused request.
     Refusal(&'a Refusal),
     /// What happened to a key.
@@ -152,8 +160,10 @@ impl Reason<'_> {
             Self::KeyChange(change) => change.code(),
             Self::UserChange(change) => change.code(),
             Self::Scope(scope) => scope.code(),
+            Self::Locked(by) => by.code(),
             Self::Refusal(Refusal::InvalidToken(why)) => why.code(),
             Self::Refusal(Refusal::WrongCredentials(why)) => why.code(),
+            Self::Refusal(Refusal::TooManyLogins { by, .. }) => by.code(),
             Self::Refusal(refusal) => refusal.code(),
         }
     }
@@ -187,6 +197,8 @@ pub struct Audit<'a> {
     pub at: Option<Duration>,
     /// Who asked.
     pub client: Option<IpAddr>,
+    /// The network that a ban is about, as it was given.
+    pub network: Option<&'a str>,
     /// The rule that decided, as in the file.
     pub rule: Option<&'a str>,
     /// Of the request.
@@ -208,6 +220,7 @@ impl<'a> Audit<'a> {
             by: None,
             at: None,
             client: None,
+            network: None,
             rule: None,
             method: None,
             path: None,
@@ -225,6 +238,7 @@ impl<'a> Audit<'a> {
         if let Some(client) = self.client {
             line.text("client", &client.to_string());
         }
+        line.optional("network", self.network);
         line.optional("reason", self.reason.map(Reason::code));
         line.optional("rule", self.rule);
         line.optional("method", self.method);

@@ -7,6 +7,8 @@ use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::wire::answer::LockedBy;
+
 /// The upper bounds of the duration histogram, in seconds.
 const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
 
@@ -21,6 +23,13 @@ pub struct Metrics {
     /// How a token was found to be what it is.
     pub tokens: Tokens,
     logins: IntCounterVec,
+    lockouts: IntCounterVec,
+    /// Bans that hold.
+    pub bans: IntGauge,
+    /// Failed logins, by account, address and both, that are remembered.
+    pub throttled: IntGauge,
+    /// Failed attempts to read or write them in the database.
+    pub throttle_failures: IntCounter,
     /// From the first look at a request to the last byte of its response.
     pub seconds: Histogram,
     /// Downstream connections that are open.
@@ -140,6 +149,19 @@ impl Metrics {
                 build("logins_total", "Login attempts, by outcome"),
                 &["outcome"]
             )),
+            lockouts: register!(IntCounterVec::new(
+                build("lockouts_total", "Times that failed logins locked somebody out, by what is locked"),
+                &["reason"]
+            )),
+            bans: register!(IntGauge::with_opts(build("bans", "Accounts and networks that are banned"))),
+            throttled: register!(IntGauge::with_opts(build(
+                "login_failure_counts",
+                "Accounts, addresses and pairs of both whose failed logins are remembered"
+            ))),
+            throttle_failures: register!(IntCounter::with_opts(build(
+                "login_failure_store_errors_total",
+                "Failed attempts to read or write bans and failed logins in the database"
+            ))),
             seconds: register!(Histogram::with_opts(
                 HistogramOpts::new(
                     "portcullis_request_seconds",
@@ -249,7 +271,7 @@ impl Metrics {
         self.logins.with_label_values(&[outcome]).inc();
     }
 
-    /// How many keys of our own there are, and when the one that signs was made (Unix seconds).
+    /// How many keys    /// How many keys of our own there are, and when the one that signs was made (Unix seconds).
     pub fn keys(&self, count: usize, made: Option<u64>) {
         self.signing_keys.set(i64::try_from(count).unwrap_or(i64::MAX));
         self.signing_key_created.set(made.and_then(|made| i64::try_from(made).ok()).unwrap_or(0));
@@ -282,6 +304,11 @@ impl Metrics {
     /// The session store was read at `now`, in Unix seconds.
     pub fn sessions_read(&self, now: u64) {
         self.sessions_read.set(i64::try_from(now).unwrap_or(i64::MAX));
+    }
+
+    /// Failures locked somebody out.
+    pub fn lockout(&self, by: LockedBy) {
+        self.lockouts.with_label_values(&[by.code()]).inc();
     }
 
     /// A trusted issuer's keys were read at `now`, or could not be.

@@ -34,6 +34,7 @@ struct Left {
     reason: Option<String>,
     user: Option<String>,
     key: Option<String>,
+    network: Option<String>,
     by: String,
 }
 
@@ -66,6 +67,7 @@ pub fn leave(state: &Path, audit: &Audit<'_>) -> io::Result<()> {
             reason: audit.reason.map(|reason| reason.code().to_owned()),
             user: audit.user.map(str::to_owned),
             key: audit.key.map(str::to_owned),
+            network: audit.network.map(str::to_owned),
             by: name_of(mine.uid()),
         };
         if owner.uid() != mine.uid() {
@@ -100,6 +102,7 @@ pub fn take(state: &Path, unfinished: bool, mut log: impl FnMut(&Audit<'_>)) {
                 reason: left.reason.as_deref().and_then(|code| Reason::of_command(event, code)),
                 user: left.user.as_deref(),
                 key: left.key.as_deref(),
+                network: left.network.as_deref(),
                 by: Some(&left.by),
                 at: Some(Duration::from_millis(left.milliseconds)),
                 ..Audit::of(event)

@@ -32,7 +32,7 @@ use crate::proxy::body::{Progress, Relay};
 use crate::proxy::forward::{self, Asks, Forwarded};
 use crate::proxy::{AnswerBody, RequestBody, upgrade};
 use crate::token::VerifiedClaims;
-use crate::wire::answer::{Refusal, no_content};
+use crate::wire::answer::{LockedBy, Refusal, no_content};
 use crate::wire::client::{Peer, REQUEST_ID};
 use crate::wire::credentials::{self, Credentials};
 use crate::wire::csrf::{self, Source};
@@ -636,6 +636,7 @@ impl Worker {
         let attempt = login::Attempt {
             content_type: parts.headers.get(CONTENT_TYPE).map(|value| value.as_bytes().to_vec()),
             body,
+            client: record.client,
             now: unix_now(),
         };
         let snapshot = std::sync::Arc::clone(&active.snapshot);
@@ -645,12 +646,16 @@ impl Worker {
         // The store's connections live on the control runtime, and waiting there holds up no request. What
         // became of it is told there, too: a client that leaves early is audited like one that stays.
         let answered = self.gateway.control.spawn(async move {
-            let (user, answer) = match &snapshot.login {
+            let login::Attempted { user, answer, locks } = match &snapshot.login {
                 Some(settings) => {
                     let signer = snapshot.keys.signer(attempt.now);
                     service.log_in(settings, signer, snapshot.ttl, attempt).await
                 }
-                None => (None, Err(Refusal::Internal("login is off"))),
+                None => login::Attempted {
+                    user: None,
+                    answer: Err(Refusal::Internal("login is off")),
+                    locks: Vec::new(),
+                },
             };
             // The same closed list in the metric and the audit line; what more there is to say is in the log.
             let reason = answer.as_ref().err().map(Reason::Refusal);
@@ -662,6 +667,17 @@ impl Worker {
                 request_id: request_id.to_str().ok(),
                 ..Audit::of(if answer.is_ok() { Event::Login } else { Event::LoginFailed })
             });
+            for by in locks {
+                gateway.metrics.lockout(by);
+                gateway.audit(&Audit {
+                    reason: Some(Reason::Locked(by)),
+                    // Of a lock on the address alone, the name is by chance.
+                    user: user.as_deref().filter(|_| by != LockedBy::Address),
+                    client: Some(client),
+                    request_id: request_id.to_str().ok(),
+                    ..Audit::of(Event::LockOut)
+                });
+            }
             (user, answer)
         });
         answered.await.unwrap_or((None, Err(Refusal::Internal("the login broke off"))))

@@ -10,6 +10,7 @@ pub mod gateway;
 pub mod handler;
 pub mod keys;
 pub mod listener;
+pub mod logins;
 mod pages;
 pub mod sessions;
 pub mod trust;
@@ -24,6 +25,7 @@ use crate::config::reload::Loader;
 use crate::config::snapshot::{Built, MissingKey, Surroundings};
 use crate::config::{Source, raw};
 use crate::login::Login;
+use crate::login::guard::Guard;
 use crate::login::session::LiveSessions;
 use crate::observe::audit::Trigger;
 use crate::observe::lines::LineSink;
@@ -71,11 +73,13 @@ pub fn run(
         let users = Arc::new(users);
         let sessions = LiveSessions::new();
         let hashes = snapshot.fixed.hashes.clone();
-        let login = Login::new(users.clone(), Arc::clone(&sessions), cores, hashes);
+        let login = Login::new(users.clone(), Arc::clone(&sessions), Guard::new(), cores, hashes);
         login.prepare().await;
         let gateway = Gateway::new(snapshot, loader, login, sessions, lines, log_format, level);
         count_panics(&gateway);
+        let keeping = Arc::clone(&gateway);
         let outcome = serve(gateway, cores, ready).await;
+        logins::keep_for_the_next_start(&keeping).await;
         users.close().await;
         outcome
     });
@@ -111,6 +115,7 @@ async fn serve(
         None => None,
     };
     let following = sessions::Follower::start(Arc::clone(&gateway)).await?;
+    let logins = logins::Keeper::start(Arc::clone(&gateway)).await;
     let (closing, closed) = watch::channel(false);
     let (end, ended) = watch::channel(false);
     let (mut handles, mut threads) = (Vec::new(), Vec::new());
@@ -129,6 +134,7 @@ async fn serve(
     tokio::spawn(following.run());
     tokio::spawn(trust::keep_fresh(Arc::clone(&gateway)));
     tokio::spawn(keys::keep(Arc::clone(&gateway)));
+    tokio::spawn(logins.run());
     tokio::spawn(gateway::log_commands(Arc::clone(&gateway)));
     let mut addresses = Vec::new();
     let mut accepting = tokio::task::JoinSet::new();

@@ -7,6 +7,7 @@
 
 pub mod sessions;
 pub mod sqlite;
+pub mod throttle;
 
 use std::{error::Error, fmt, future::Future, path::PathBuf, pin::Pin};
 use unicode_normalization::{UnicodeNormalization, is_nfc};

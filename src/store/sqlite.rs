@@ -1,5 +1,5 @@
-//! Users in an SQLite file: the store that needs nothing installed. Revocations ([`sessions`]) are kept
-//! alike, in the same file or in another one.
+//! Users in an SQLite file: the store that needs nothing installed. Revocations ([`sessions`]) and
+//! failed logins ([`throttle`]) are kept alike, in the same file or in another one.
 //!
 //! The gateway and the `user` commands may have the file open at once, in several processes; a change
 //! that was answered with success is on the disk (WAL with `synchronous = FULL`,
@@ -7,6 +7,7 @@
 //! application's, or a later version's is refused before anything is written to it.
 
 pub mod sessions;
+pub mod throttle;
 
 use super::{Cause, NewUser, StoreError, StoreFuture, UserRecord, Username, Users};
 use sqlx::{
@@ -32,9 +33,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const CONNECTIONS: u32 = 4;
 
 /// (version, what it does, its SQL); once released, none may change.
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 4] = [
     (1, "users", include_str!("../../migrations/sqlite/0001_users.sql")),
     (2, "sessions", include_str!("../../migrations/sqlite/0002_sessions.sql")),
+    (3, "throttle", include_str!("../../migrations/sqlite/0003_throttle.sql")),
     (4, "salts", include_str!("../../migrations/sqlite/0004_salts.sql")),
 ];
 

@@ -41,6 +41,13 @@ pub enum Refusal {
     AccessDenied,
     /// Wrong user name or password, unknown or disabled user: told apart in the log alone.
     WrongCredentials(WrongCredentials),
+    /// Too many logins have failed, or somebody is locked out: by what, is for the log.
+    TooManyLogins {
+        /// In how many seconds it is worth trying again, at least 1.
+        retry_after: u64,
+        /// What is locked.
+        by: LockedBy,
+    },
     /// A login body that is neither JSON nor a form.
     LoginMediaType,
     /// A login body that is malformed or lacks a field.
@@ -90,6 +97,37 @@ pub enum WrongCredentials {
     UnusableHash,
 }
 
+/// What keeps a login from being tried. One answer to the client.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LockedBy {
+    /// Failures of this account from this address.
+    Pair,
+    /// Failures from this address.
+    Address,
+    /// Failures of this account.
+    Account,
+    /// `ban add` of this account.
+    AccountBan,
+    /// `ban add` of this address, or of a network that it is in.
+    AddressBan,
+}
+
+impl LockedBy {
+    /// Those that failures bring.
+    pub const FAILURES: [Self; 3] = [Self::Pair, Self::Address, Self::Account];
+
+    /// The reason's fixed name, for logs and metric labels. The list is closed.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Pair => "locked_pair",
+            Self::Address => "locked_address",
+            Self::Account => "locked_account",
+            Self::AccountBan => "banned_account",
+            Self::AddressBan => "banned_address",
+        }
+    }
+}
+
 impl WrongCredentials {
     /// The reason's fixed name, for logs and metric labels. The list is closed.
     pub fn code(self) -> &'static str {
@@ -121,6 +159,7 @@ impl Refusal {
             Self::NoCredentials | Self::InvalidToken(_) | Self::ExpiredToken | Self::WrongCredentials(_) => {
                 StatusCode::UNAUTHORIZED
             }
+            Self::TooManyLogins { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::AccessDenied | Self::CrossSite => StatusCode::FORBIDDEN,
             Self::LoginMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::UserStore | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -155,6 +194,7 @@ impl Refusal {
             Self::ExpiredToken => "Token expired".to_owned(),
             Self::AccessDenied => "Access denied".to_owned(),
             Self::WrongCredentials(_) => "Invalid username or password".to_owned(),
+            Self::TooManyLogins { .. } => "Too many login attempts".to_owned(),
             Self::LoginMediaType => "The login body must be JSON or a form".to_owned(),
             Self::LoginBody(what) => what.clone(),
             Self::LoginWithoutHttps => "The cookie of a login is kept over HTTPS only".to_owned(),
@@ -188,6 +228,7 @@ impl Refusal {
             Self::ExpiredToken => "expired_token",
             Self::AccessDenied => "access_denied",
             Self::WrongCredentials(_) => "wrong_credentials",
+            Self::TooManyLogins { .. } => "too_many_logins",
             Self::LoginMediaType => "login_media_type",
             Self::LoginBody(_) => "login_body",
             Self::LoginWithoutHttps => "login_without_https",
@@ -213,13 +254,14 @@ impl Refusal {
         match self {
             Self::InvalidToken(why) => Some(why.code()),
             Self::WrongCredentials(why) => Some(why.code()),
+            Self::TooManyLogins { by, .. } => Some(by.code()),
             Self::Internal(why) => Some(why),
             Self::LoginBody(what) => Some(what),
             _ => None,
         }
     }
 
-    /// Headers that say more than the status (RFC 6750 §3, RFC 9110 §10.2.1, §10.2.3).
+    /// Headers that say more than the status (RFC 6750 §3, RFC 9110 §10.2.1, §10.2.3, RFC 6585 §4).
     fn headers(&self, headers: &mut HeaderMap) {
         let challenge = match self {
             Self::NoCredentials => Some("Bearer"),
@@ -232,6 +274,9 @@ impl Refusal {
         }
         if let Self::MethodNotAllowed(allowed) = self {
             headers.insert(ALLOW, HeaderValue::from_static(allowed));
+        }
+        if let Self::TooManyLogins { retry_after, .. } = self {
+            headers.insert(RETRY_AFTER, HeaderValue::from(*retry_after));
         }
         if self.status() == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));

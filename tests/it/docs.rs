@@ -8,6 +8,7 @@ use clap::CommandFactory;
 use http::Response;
 use http_body_util::Full;
 use portcullis::observe::audit::{Event, KeyChange, Scope, Trigger, UserChange};
+use portcullis::wire::answer::LockedBy;
 use serde_json::{Value, json};
 
 use crate::harness::{Gateway, Upstream, run};
@@ -272,10 +273,11 @@ fn the_reference_has_every_event_and_reason_of_the_audit_log_and_no_other() {
     is("reload_refused", all!(Trigger));
     is("key_change", all!(KeyChange));
     is("user_change", all!(UserChange));
-    for event in ["login", "token_issued", "rotation", "reuse", "revocation"] {
+    for event in ["login", "token_issued", "rotation", "reuse", "revocation", "ban", "lift"] {
         is(event, vec![]);
     }
     is("logout", all!(Scope));
+    is("lock_out", LockedBy::FAILURES.map(|by| by.code().to_owned()).to_vec());
     // What a caller is refused for beyond the token itself, and what a login can fail for beyond the
     // credentials, are codes.
     let refusals = codes("src/wire/answer.rs", "Refusal");
@@ -283,7 +285,10 @@ fn the_reference_has_every_event_and_reason_of_the_audit_log_and_no_other() {
         ("refused", "src/token/mod.rs", "InvalidToken"),
         ("login_failed", "src/wire/answer.rs", "WrongCredentials"),
     ] {
-        let behind = codes(file, of);
+        let mut behind = codes(file, of);
+        if event == "login_failed" {
+            behind.extend(codes("src/wire/answer.rs", "LockedBy"));
+        }
         for reason in &behind {
             assert!(table[event].contains(reason), "{event} lacks {reason}");
         }
@@ -305,7 +310,7 @@ async fn the_reference_has_every_metric_with_its_labels_and_no_other() {
     let gateway = Gateway::start(
         &upstream,
         "rules: [{ path: /*, allow: Viewer }, { path: /a, allow: public, mode: report }]\n\
-         login: { rotate: /auth/rotate }\n\
+         login: { rotate: /auth/rotate, max_failures: 1 }\n\
          tokens:\n  trust:\n    \
          - { issuer: one, audience: portcullis, jwks: 'http://UPSTREAM/jwks' }\n    \
          - { issuer: two, audience: portcullis, jwks: 'http://UPSTREAM/none' }",
@@ -316,6 +321,8 @@ async fn the_reference_has_every_metric_with_its_labels_and_no_other() {
         gateway.post(path).bearer(&token).send().await;
     }
     gateway.metric_becomes("portcullis_store_up{store=\"users\"}", 1.0).await;
+    let wrong = json!({ "username": "nobody", "password": "wrong" });
+    gateway.post("/auth/login").json(&wrong).send().await;
     gateway.get("/a").send().await;
     gateway.wait_for_line(0, |line| line.contains("cannot fetch a trusted issuer's keys")).await;
     let scraped = gateway.admin("GET", "/metrics").send().await.text();
@@ -391,8 +398,14 @@ fn the_reference_has_every_command_and_option() {
 fn every_link_within_the_documentation_leads_somewhere() {
     let mut broken = Vec::new();
     for page in pages().into_iter().chain(
-        ["deploy/wagtail/README.md", "benches/proxy/README.md", "benches/slow/README.md", "fuzz/README.md"]
-            .map(|p| root().join(p)),
+        [
+            "deploy/wagtail/README.md",
+            "benches/login/README.md",
+            "benches/proxy/README.md",
+            "benches/slow/README.md",
+            "fuzz/README.md",
+        ]
+        .map(|p| root().join(p)),
     ) {
         let text = std::fs::read_to_string(&page).unwrap();
         for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

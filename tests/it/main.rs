@@ -23,5 +23,6 @@ mod sessions;
 mod shutdown;
 mod slow;
 mod smoke;
+mod throttle;
 mod trust;
 mod websocket;
