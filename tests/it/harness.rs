@@ -25,7 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 pub mod browser;
 
 /// The longest that anything here is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The password of every user that [`Gateway::start`] adds: `vera` (Viewer), `eddie` (Editor), `sam` (SuperAdmin).
 pub const PASSWORD: &str = "correct horse battery";

@@ -109,7 +109,8 @@ async fn the_filter_finds_whoever_fails_to_log_in_and_nobody_whom_a_name_accuses
         let gateway = Gateway::start(
             &upstream,
             &format!(
-                "rules: [{{ path: /a, allow: Viewer }}]\ntrusted_proxies: [127.0.0.1]\nlog: {{ format: {format} }}"
+                "rules: [{{ path: /a, allow: Viewer }}]\ntrusted_proxies: [127.0.0.1]\nlog: {{ format: {format} }}
+login: {{ max_failures: 2, max_failures_per_address: 4 }}"
             ),
         )
         .await;
@@ -123,13 +124,26 @@ async fn the_filter_finds_whoever_fails_to_log_in_and_nobody_whom_a_name_accuses
         for name in FORGERY {
             assert_eq!(attempt("192.0.2.2", wrong(name)).await, 401);
         }
+        // The second locks the account from there, and does not stop a third.
+        for status in [401, 401, 429] {
+            assert_eq!(attempt("192.0.2.6", wrong("eddie")).await, status);
+        }
         // Neither a success nor a mistake in the form.
         assert_eq!(attempt("192.0.2.3", json!({ "username": "vera", "password": PASSWORD })).await, 200);
         assert_eq!(attempt("192.0.2.4", json!({ "username": "vera" })).await, 400);
         gateway.get("/a").header("x-forwarded-for", "192.0.2.5").bearer("x.y.z").send().await;
         gateway.wait_for_line(0, |line| line.contains("192.0.2.5") && line.contains("refused")).await;
         let lines = gateway.lines();
-        let expected = ["192.0.2.1", "2001:db8::7", "192.0.2.2", "192.0.2.2", "192.0.2.2"];
+        let expected = [
+            "192.0.2.1",
+            "2001:db8::7",
+            "192.0.2.2",
+            "192.0.2.2",
+            "192.0.2.2",
+            "192.0.2.6",
+            "192.0.2.6",
+            "192.0.2.6",
+        ];
         let Some(found) = banned(&(lines.join("\n") + "\n")) else { return };
         assert_eq!(found, expected, "{format}");
         // The same from the journal, or from syslog.
