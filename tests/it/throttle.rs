@@ -363,3 +363,27 @@ async fn ban_says_what_is_wrong_with_what_it_was_told() {
     let said = ban(&gateway, &["lift", "192.0.2.7"]);
     assert!(said.contains("but 192.0.2.0/24 is banned still"), "{said}");
 }
+
+#[tokio::test]
+async fn a_browser_is_told_of_its_lock_in_words() {
+    let upstream = Upstream::start().await;
+    let login = "login: { max_failures: 1, page: true, cookie: { secure: false } }";
+    let gateway = Gateway::start(&upstream, &format!("{CONFIG}\n{login}")).await;
+    let form = || {
+        gateway
+            .post("/auth/login")
+            .header("sec-fetch-mode", "navigate")
+            .header("sec-fetch-site", "same-origin")
+            .header("accept", "text/html")
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body("username=vera&password=wrong+password")
+            .send()
+    };
+    assert_eq!(form().await.status, 401);
+    let locked = form().await;
+    assert_eq!(locked.status, 429);
+    assert!((1..=15).contains(&retry_after(&locked)));
+    let text = locked.text();
+    assert!(text.contains("There were too many failed attempts to sign in. Try again in "), "{text}");
+    assert!(text.contains("role=\"alert\""), "{text}");
+}
