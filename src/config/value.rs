@@ -396,6 +396,23 @@ checked_text!(
     }
 );
 
+checked_text!(
+    /// The name of a header in which a load balancer describes a request: one that has no meaning in HTTP itself and
+    /// is not of those by which a proxy, or a client, says something else.
+    DescribingHeader, "describing-header", "a header's name that begins with X-", |text| {
+        let token = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+        let folded = fold_header(text);
+        if !(3..=128).contains(&text.len()) || !text.bytes().all(token) || !folded.starts_with("x-") {
+            return Err(ValueError::Form("is not a header's name that begins with X-: letters, digits and dashes"));
+        }
+        let taken = [
+            "x-http-method", "x-http-method-override", "x-method-override", "x-real-ip", "x-request-id",
+            "x-middleware-subrequest", "x-forwarded-for", "x-forwarded-proto",
+        ];
+        if taken.contains(&folded.as_str()) { Err(ValueError::TakenHeader) } else { Ok(()) }
+    }
+);
+
 /// A header's name as the sloppiest upstream reads it: lower case, every byte that is no letter or digit a dash.
 pub fn fold_header(name: &str) -> String {
     name.bytes()

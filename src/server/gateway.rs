@@ -163,7 +163,7 @@ impl Gateway {
         level: LogLevel,
     ) -> Arc<Self> {
         let metrics = Metrics::new();
-        let slots = Arc::new(Slots::new(snapshot.upstream.max_connections));
+        let slots = Arc::new(Slots::new(most_connections(&snapshot)));
         let gateway = Arc::new(Self {
             current: ArcSwap::from_pointee(Active::new(snapshot, 1, &metrics, slots)),
             generation: AtomicU64::new(1),
@@ -358,10 +358,10 @@ impl Gateway {
         for name in old.snapshot.fixed.differences(&snapshot.fixed) {
             tracing::warn!("'{name}' changes only with a restart; the rest of the configuration applies now");
         }
-        let slots = if old.snapshot.upstream.max_connections == snapshot.upstream.max_connections {
+        let slots = if most_connections(&old.snapshot) == most_connections(&snapshot) {
             Arc::clone(&old.slots)
         } else {
-            Arc::new(Slots::new(snapshot.upstream.max_connections))
+            Arc::new(Slots::new(most_connections(&snapshot)))
         };
         let kids = |snapshot: &Snapshot| -> BTreeSet<String> {
             snapshot.keys.ring.keys().iter().map(|one| one.key.kid().to_owned()).collect()
@@ -391,6 +391,11 @@ impl Gateway {
     fn audit_reload(&self, event: Event, trigger: Trigger) {
         self.audit(&Audit { reason: Some(Reason::Trigger(trigger)), ..Audit::of(event) });
     }
+}
+
+/// Connections to the upstream that all threads together may open.
+fn most_connections(snapshot: &Snapshot) -> usize {
+    snapshot.upstream.as_ref().map_or(0, |upstream| upstream.max_connections)
 }
 
 /// Writes the audit lines of what commands do, until dropped.
