@@ -265,7 +265,7 @@ log: { format: json, level: debug, access: false }
             ("rules: [{ path: /a }]", "3:9: the key 'allow' is missing in 'rules'"),
             (
                 "tls: { cert: a, key: b }",
-                "3:1: unknown key 'tls'; known here: listen, admin, workers, state, trusted_proxies, upstream, roles, rules, expect, paths, identity, tokens, login, errors, users, sessions, cors_preflight, limits, shutdown, log",
+                "3:1: unknown key 'tls'; known here: listen, admin, forward_auth, workers, state, trusted_proxies, upstream, roles, rules, expect, paths, identity, tokens, login, errors, users, sessions, cors_preflight, limits, shutdown, log",
             ),
             // Kinds.
             ("rules: {}", "3:8: 'rules' must be a list, not a mapping"),

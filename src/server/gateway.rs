@@ -470,6 +470,7 @@ impl Fixed {
         for (differs, name) in [
             (self.listen != other.listen, "listen"),
             (self.admin != other.admin, "admin"),
+            (self.forward_auth != other.forward_auth, "forward_auth.listen"),
             (self.workers != other.workers, "workers"),
             (self.users != other.users || self.hashes != other.hashes, "users"),
             (self.sessions != other.sessions, "sessions"),

@@ -140,16 +140,16 @@ async fn serve(
     tokio::spawn(gateway::log_commands(Arc::clone(&gateway)));
     let mut addresses = Vec::new();
     let mut accepting = tokio::task::JoinSet::new();
+    if let Some(listener) = asking {
+        let address = listener::local_address(&listener)?;
+        tracing::info!(%address, "forward-auth listening");
+        accepting.spawn(listener::accept(Arc::clone(&gateway), listener, Door::ForwardAuth, handles.clone()));
+    }
     for listener in listeners {
         let address = listener::local_address(&listener)?;
         tracing::info!(%address, "listening");
         addresses.push(address);
         accepting.spawn(listener::accept(Arc::clone(&gateway), listener, Door::Public, handles.clone()));
-    }
-    if let Some(listener) = asking {
-        let address = listener::local_address(&listener)?;
-        tracing::info!(%address, "forward-auth listening");
-        accepting.spawn(listener::accept(Arc::clone(&gateway), listener, Door::ForwardAuth, handles.clone()));
     }
     drop(handles);
     gateway.set_stage(Stage::Ready);

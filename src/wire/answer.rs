@@ -101,17 +101,6 @@ pub enum Misdescribed {
     Contradicted,
 }
 
-impl Misdescribed {
-    /// The reason's fixed name, for logs.
-    pub fn code(self) -> &'static str {
-        match self {
-            Self::Missing => "description_missing",
-            Self::Twice => "description_twice",
-            Self::Contradicted => "description_contradicted",
-        }
-    }
-}
-
 /// Why a name and a password are nobody's. One answer to the client, byte for byte.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum WrongCredentials {
@@ -262,7 +251,9 @@ impl Refusal {
             Self::Head(why) => why.code(),
             Self::Path(why) => why.code(),
             Self::AmbiguousCredentials(_) => "ambiguous_credentials",
-            Self::Description(why) => why.code(),
+            Self::Description(Misdescribed::Missing) => "description_missing",
+            Self::Description(Misdescribed::Twice) => "description_twice",
+            Self::Description(Misdescribed::Contradicted) => "description_contradicted",
             Self::OwnPath => "own_path",
             Self::NoUpstream => "no_upstream",
             Self::CrossSite => "cross_site",

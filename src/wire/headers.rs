@@ -25,7 +25,7 @@ const HOP_BY_HOP: [&str; 9] = [
 ];
 
 /// Names another path or method to some upstream or framework, or lets a request past its checks.
-const REWRITING: [&str; 12] = [
+const REWRITING: [&str; 13] = [
     "x-original-url",
     "x-original-uri",
     "x-original-method",
@@ -34,6 +34,7 @@ const REWRITING: [&str; 12] = [
     "x-override-url",
     "x-forwarded-uri",
     "x-forwarded-path",
+    "x-forwarded-prefix",
     "x-forwarded-method",
     "x-middleware-subrequest",
     // gunicorn mounts an application below the SCRIPT_NAME that a trusted peer sends, which cuts the path.
@@ -42,7 +43,7 @@ const REWRITING: [&str; 12] = [
 ];
 
 /// Misleads in other ways, and load balancers set some of these themselves.
-const MISLEADING: [&str; 4] = ["x-forwarded-prefix", "x-real-ip", "proxy", "http2-settings"];
+const MISLEADING: [&str; 3] = ["x-real-ip", "proxy", "http2-settings"];
 
 /// Set by the gateway from what it knows, or left out: a proxy's word, which a CMS that trusts the gateway
 /// would take for the gateway's.

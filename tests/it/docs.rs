@@ -28,9 +28,9 @@ fn reference() -> String {
 
 /// README.md, everything in docs/ and the other pages for people at the top level.
 fn pages() -> Vec<PathBuf> {
-    let folder = std::fs::read_dir(root().join("docs")).unwrap();
-    let docs =
-        folder.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "md"));
+    let files = ["docs", "docs/load-balancers"].map(|folder| std::fs::read_dir(root().join(folder)).unwrap());
+    let docs = files.into_iter().flatten().map(|entry| entry.unwrap().path());
+    let docs = docs.filter(|path| path.extension().is_some_and(|e| e == "md"));
     let top = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(|name| root().join(name));
     top.into_iter().chain(docs).collect()
 }

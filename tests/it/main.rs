@@ -7,6 +7,7 @@ mod cli;
 mod cookies;
 mod differential;
 mod docs;
+mod forward_auth;
 mod forwarding;
 mod golden;
 mod harness;
