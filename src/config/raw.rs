@@ -49,8 +49,11 @@ pub struct Raw {
     pub workers: At<Workers>,
     /// The folder for what the gateway writes: its SQLite file and its keys. Relative to this file.
     pub state: At<Name>,
-    /// Networks whose `X-Forwarded-*` headers are believed.
+    /// Networks whose `X-Forwarded-*` and PROXY protocol headers are believed.
     pub trusted_proxies: Vec<At<Cidr>>,
+    /// Whether connections to `listen` from `trusted_proxies` begin with a PROXY protocol header; with `required`
+    /// every connection has to, so nobody else can connect.
+    pub proxy_protocol: At<ProxyProtocol>,
     /// The CMS that allowed requests go to: a URL, or its details. Only with `forward_auth` it may be left out.
     #[serde(deserialize_with = "upstream")]
     #[schemars(with = "UpstreamForm", extend("default" = null))]
@@ -97,6 +100,7 @@ impl Default for Raw {
             workers: At::default(),
             state: at("data"),
             trusted_proxies: Vec::new(),
+            proxy_protocol: At::default(),
             upstream: None,
             roles: Vec::new(),
             rules: Vec::new(),
@@ -183,6 +187,20 @@ impl<'de> Deserialize<'de> for Workers {
 
         deserializer.deserialize_any(WorkersVisitor)
     }
+}
+
+/// Whether connections begin with a PROXY protocol header.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum ProxyProtocol {
+    /// None does.
+    #[default]
+    Off,
+    /// Some may.
+    Optional,
+    /// All do.
+    Required,
 }
 
 /// The CMS behind the gateway.
@@ -961,6 +979,12 @@ impl Raw {
         {
             let missing = Problem::MissingKey { key: "upstream".into(), within: String::new() };
             found.push(Diagnostic::error(super::Position { line: 1, column: 1 }, missing));
+        }
+        if self.proxy_protocol.value != ProxyProtocol::Off
+            && self.trusted_proxies.is_empty()
+            && whole("trusted_proxies")
+        {
+            found.push(Diagnostic::error(self.proxy_protocol.at, Problem::NobodyToBelieve));
         }
         if whole("forward_auth")
             && let OrFalse(Some(ForwardAuth { headers: Description::Own(own), .. })) = &self.forward_auth

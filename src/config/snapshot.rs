@@ -71,6 +71,8 @@ pub struct Snapshot {
     pub identity: Identity,
     /// Networks whose word about others is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether connections from there begin with a PROXY protocol header.
+    pub proxy_protocol: raw::ProxyProtocol,
     /// Where requests go; `None`: load balancers forward them, and ask for a decision alone.
     pub upstream: Option<UpstreamSettings>,
     /// What the upstream sees as Host; `None`: the client's.
@@ -723,6 +725,7 @@ fn assemble(
         max_session: tokens.max_session.value.get(),
         identity: identity(&raw.identity),
         trusted_proxies: raw.trusted_proxies.iter().map(|cidr| cidr.value.0).collect(),
+        proxy_protocol: raw.proxy_protocol.value,
         upstream: upstream.map(|upstream| UpstreamSettings {
             address: format!("{}:{}", bracketed(&upstream.url.host), upstream.url.port),
             connect_timeout: upstream.connect_timeout.value.get(),

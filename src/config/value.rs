@@ -101,6 +101,7 @@ pub fn check(name: &str, text: &str, least: u64, most: u64) -> Result<(), ValueE
         Extension::NAME => parses::<Extension>(text),
         Recipe::NAME => parses::<Recipe>(text),
         CookieName::NAME => parses::<CookieName>(text),
+        DescribingHeader::NAME => parses::<DescribingHeader>(text),
         _ => Ok(()),
     }
 }
@@ -131,6 +132,7 @@ pub fn what(name: &str) -> &'static str {
         Extension::NAME => Extension::WHAT,
         Recipe::NAME => Recipe::WHAT,
         CookieName::NAME => CookieName::WHAT,
+        DescribingHeader::NAME => DescribingHeader::WHAT,
         _ => "a text",
     }
 }

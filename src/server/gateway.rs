@@ -127,6 +127,7 @@ pub struct Gateway {
     /// Open downstream connections.
     pub(super) connections: AtomicUsize,
     warned_of_proxy: AtomicBool,
+    warned_of_header: AtomicBool,
     loader: Loader,
     /// Held by whoever is loading a configuration: one at a time.
     surroundings: tokio::sync::Mutex<Surroundings>,
@@ -170,6 +171,7 @@ impl Gateway {
             stage: AtomicU8::new(Stage::Starting as u8),
             connections: AtomicUsize::new(0),
             warned_of_proxy: AtomicBool::new(false),
+            warned_of_header: AtomicBool::new(false),
             loader,
             surroundings: tokio::sync::Mutex::default(),
             last_load: Mutex::new(LastLoad { at: unix_now(), error: None }),
@@ -259,6 +261,18 @@ impl Gateway {
                 %peer,
                 "requests from this address carry X-Forwarded-For, which is not believed: if it is a load \
                  balancer of yours, list it in 'trusted_proxies', or everybody seems to come from there"
+            );
+        }
+    }
+
+    /// Says, once, that a connection was closed for its PROXY protocol header, or for having none.
+    pub fn warn_of_proxy_header(&self, peer: std::net::IpAddr, why: &'static str) {
+        if !self.warned_of_header.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                %peer,
+                why,
+                "a connection was closed for its PROXY protocol header, or for having none: see 'proxy_protocol' \
+                 and 'trusted_proxies'; further ones are counted in portcullis_proxy_headers_total"
             );
         }
     }

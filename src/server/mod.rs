@@ -12,6 +12,7 @@ pub mod keys;
 pub mod listener;
 pub mod logins;
 mod pages;
+pub mod proxy_protocol;
 pub mod sessions;
 pub mod trust;
 pub mod worker;

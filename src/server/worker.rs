@@ -15,7 +15,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
 use super::connection::{self, Connection, ConnectionLimits, Door};
-use super::{Active, Gateway};
+use super::{Active, Gateway, proxy_protocol};
 use crate::observe::audit::Audit;
 use crate::observe::lines::Access;
 use crate::proxy::Upstream;
@@ -433,7 +433,12 @@ async fn run(
                     tokio::task::spawn_local(async move {
                         // Given back, like the count, whatever becomes of the connection, a panic included.
                         let _load = Loaded(load);
-                        if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
+                        let Ok(mut stream) = tokio::net::TcpStream::from_std(stream) else { return };
+                        let address = match door {
+                            Door::Public => proxy_protocol::client_of(&worker, &mut stream, address).await,
+                            Door::ForwardAuth => Some(address),
+                        };
+                        if let Some(address) = address {
                             connection::serve(worker, Stream(stream), address, door, count).await;
                         }
                     });

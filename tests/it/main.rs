@@ -17,6 +17,7 @@ mod identity;
 mod keys;
 mod layers;
 mod operations;
+mod proxy_protocol;
 mod queries;
 mod reload;
 mod robustness;
