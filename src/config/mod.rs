@@ -272,7 +272,10 @@ log: { format: json, level: debug, access: false }
                 "proxy_protocol: required",
                 "3:17: a PROXY protocol header is believed from 'trusted_proxies' alone: list your load balancer there",
             ),
-            ("proxy_protocol: yes", "3:17: 'proxy_protocol' cannot be 'yes'; it must be off, optional or required"),
+            (
+                "proxy_protocol: yes",
+                "3:17: 'proxy_protocol' cannot be 'yes'; it must be off, optional or required",
+            ),
             ("forward_auth: { headers: nginx }", "3:15: the key 'listen' is missing in 'forward_auth'"),
             (
                 "forward_auth: { listen: a:1, headers: ngnix }",

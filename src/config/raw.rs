@@ -18,9 +18,9 @@ pub use super::forms::{OneOrMany, OrFalse, OrOff, Pairs, Switch};
 use super::recipe::Recipe;
 use super::template::{ERROR_VARIABLES, LOGIN_VARIABLES, Template};
 use super::value::{
-    self, Address, Cidr, CookieName, DescribingHeader, Duration, ExpectedRequest, Extension, HeaderName, HeaderValue,
-    JwksSource, Method, Name, Origin, OwnPath, PublicKey, RoleName, Secret, SessionStore, Size, UpstreamUrl,
-    UserStore, Value,
+    self, Address, Cidr, CookieName, DescribingHeader, Duration, ExpectedRequest, Extension, HeaderName,
+    HeaderValue, JwksSource, Method, Name, Origin, OwnPath, PublicKey, RoleName, Secret, SessionStore, Size,
+    UpstreamUrl, UserStore, Value,
 };
 pub use crate::token::Algorithm;
 use crate::token::revoked::{MOST_LEEWAY, MOST_TTL};
@@ -1053,7 +1053,8 @@ impl Identity {
 
 impl OwnDescription {
     fn contradictions(&self, found: &mut Vec<Diagnostic>) {
-        let mut headers: Vec<_> = [Some(&self.method), Some(&self.uri), self.host.as_ref()].into_iter().flatten().collect();
+        let mut headers: Vec<_> =
+            [Some(&self.method), Some(&self.uri), self.host.as_ref()].into_iter().flatten().collect();
         headers.sort_by_key(|header| header.at);
         for (index, header) in headers.iter().enumerate() {
             let folded = value::fold_header(header.as_str());

@@ -732,9 +732,12 @@ fn assemble(
             idle_timeout: upstream.idle_timeout.value.get(),
             max_connections: upstream.max_connections.value as usize,
         }),
-        upstream_host: upstream.filter(|upstream| upstream.host == raw::HostHeader::Upstream).map(|upstream| {
-            HeaderValue::try_from(upstream.url.authority()).expect("a checked host and port are visible ASCII")
-        }),
+        upstream_host: upstream.filter(|upstream| upstream.host == raw::HostHeader::Upstream).map(
+            |upstream| {
+                HeaderValue::try_from(upstream.url.authority())
+                    .expect("a checked host and port are visible ASCII")
+            },
+        ),
         response_timeout: upstream.map(|upstream| upstream.response_timeout.value.get()).unwrap_or_default(),
         forward_auth: raw.forward_auth.0.as_ref().map(|asked| forward_auth(&asked.headers)),
         login: raw.login.0.as_ref().map(|login| LoginSettings {

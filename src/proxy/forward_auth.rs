@@ -65,8 +65,8 @@ pub fn ask_about(
 fn describe(describing: &DescribingHeaders, target_bytes: usize, parts: &mut Parts) -> Result<(), Refusal> {
     let method = the_one(&parts.headers, &describing.method)?;
     let target = the_one(&parts.headers, &describing.uri)?;
-    let authority = hygiene::check_request(method.as_bytes(), target.as_bytes(), target_bytes)
-        .map_err(Refusal::Head)?;
+    let authority =
+        hygiene::check_request(method.as_bytes(), target.as_bytes(), target_bytes).map_err(Refusal::Head)?;
     let host = match &describing.host {
         Some(name) => the_one(&parts.headers, name)?,
         None => the_one(&parts.headers, &HOST)?,
@@ -168,7 +168,11 @@ mod tests {
                 &[("x-original-method", "POST"), ("x-original-uri", "/a%20b?c=d")][..],
                 ("POST", "/a%20b?c=d", "lb"),
             ),
-            (Some(NGINX), &[("x-original-method", "GET"), ("x-original-uri", "//a//b")], ("GET", "//a//b", "lb")),
+            (
+                Some(NGINX),
+                &[("x-original-method", "GET"), ("x-original-uri", "//a//b")],
+                ("GET", "//a//b", "lb"),
+            ),
             (
                 Some(NGINX),
                 &[("x-original-method", "GET"), ("x-original-uri", "http://LB/a")],
@@ -233,10 +237,7 @@ mod tests {
             let lines: Vec<_> = base.iter().chain(more).copied().collect();
             assert_eq!(asked(&form(Some(names)), &lines), Err(Refusal::Description(why)), "{lines:?}");
         }
-        assert_eq!(
-            asked(&form(None), &[("x-original-url", "/b")]),
-            Err(Refusal::Description(Contradicted))
-        );
+        assert_eq!(asked(&form(None), &[("x-original-url", "/b")]), Err(Refusal::Description(Contradicted)));
     }
 
     #[test]
@@ -261,8 +262,7 @@ mod tests {
         let lines = [("x-original-method", "GET"), ("x-original-uri", long.as_str())];
         assert_eq!(asked(&form(Some(NGINX)), &lines), Err(Refusal::Head(HeadError::TargetTooLong)));
         for host in ["a b", "a/b", "u@a", "a, b"] {
-            let lines =
-                [("x-forwarded-method", "GET"), ("x-forwarded-uri", "/"), ("x-forwarded-host", host)];
+            let lines = [("x-forwarded-method", "GET"), ("x-forwarded-uri", "/"), ("x-forwarded-host", host)];
             assert_eq!(asked(&form(Some(TRAEFIK)), &lines), Err(Refusal::Head(HeadError::Host)), "{host}");
         }
     }

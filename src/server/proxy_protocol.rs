@@ -92,7 +92,9 @@ async fn read(stream: &mut TcpStream, header: &mut Vec<u8>) -> io::Result<Found>
             Ok(Look::Whole { client, .. }) => return Ok(Found::Header(client)),
             Ok(Look::Absent) => return Ok(Found::None),
             Err(_) => return Ok(Found::Malformed),
-            Ok(Look::Undecided | Look::Partial) if come == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(Look::Undecided | Look::Partial) if come == 0 => {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
             Ok(Look::Partial) => {}
             Ok(Look::Undecided) => sleep(AGAIN).await,
         }

@@ -166,7 +166,8 @@ where
     let (source, destination) = (address(), address());
     let mut port = || {
         let digits = words.next()?;
-        let plain = digits.bytes().all(|byte| byte.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
+        let plain =
+            digits.bytes().all(|byte| byte.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
         digits.parse::<u16>().ok().filter(|_| plain)
     };
     match (source, destination, port(), port(), words.next()) {
@@ -319,7 +320,8 @@ mod tests {
 
     #[test]
     fn a_binary_header_names_the_client() {
-        let v6 = [&[0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7][..], &[0; 16], &[0x12, 0x34, 0, 80]];
+        let v6 =
+            [&[0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7][..], &[0; 16], &[0x12, 0x34, 0, 80]];
         for (header, client) in [
             (v2(0x21, 0x11, &v4_block(&[])), Some("192.0.2.7:4660")),
             (v2(0x21, 0x11, &v4_block(&[0x04, 0, 3, 0, 0, 0, 0xee, 0, 0])), Some("192.0.2.7:4660")),
@@ -380,7 +382,14 @@ mod tests {
 
     #[test]
     fn what_begins_otherwise_is_no_header() {
-        for bytes in [&b"GET / HTTP/1.1"[..], b"PROPFIND / HTTP/1.1", b"PROXY\t", b"proxy ", b"\x16\x03\x01", b"\r\n\r\nGET"] {
+        for bytes in [
+            &b"GET / HTTP/1.1"[..],
+            b"PROPFIND / HTTP/1.1",
+            b"PROXY\t",
+            b"proxy ",
+            b"\x16\x03\x01",
+            b"\r\n\r\nGET",
+        ] {
             assert_eq!(look(bytes), Ok(Look::Absent), "{bytes:?}");
         }
         assert_eq!(look(b""), Ok(Look::Undecided));

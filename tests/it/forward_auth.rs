@@ -98,11 +98,21 @@ impl Kind {
                     ],
                 );
                 let main = format!("{{\n\tadmin off\n\tstorage file_system FOLDER\n}}\n{site}");
-                let command = ["env", "XDG_CONFIG_HOME=FOLDER", caddy.to_str()?, "run", "--adapter", "caddyfile", "--config", "FOLDER/Caddyfile"];
+                let command = [
+                    "env",
+                    "XDG_CONFIG_HOME=FOLDER",
+                    caddy.to_str()?,
+                    "run",
+                    "--adapter",
+                    "caddyfile",
+                    "--config",
+                    "FOLDER/Caddyfile",
+                ];
                 Some(Partner::start(&[("x", "")], &[("Caddyfile", &main)], &[&command]).await)
             }
             Kind::Apache => {
-                let (Some(apache), true) = (program("apache2"), std::path::Path::new("/usr/share/lua/5.3/socket.lua").exists())
+                let (Some(apache), true) =
+                    (program("apache2"), std::path::Path::new("/usr/share/lua/5.3/socket.lua").exists())
                 else {
                     skip("Apache", "apache2-bin or lua-socket");
                     return None;
@@ -119,18 +129,25 @@ impl Kind {
                     "apache/portcullis.lua",
                     &[("\"127.0.0.1\", 9091", &format!("\"127.0.0.1\", {}", asked.rsplit(':').next()?))],
                 );
-                let mut main = String::from("ServerRoot FOLDER\nServerName cms\nListen 127.0.0.1:PORT\nPidFile FOLDER/pid\n");
+                let mut main = String::from(
+                    "ServerRoot FOLDER\nServerName cms\nListen 127.0.0.1:PORT\nPidFile FOLDER/pid\n",
+                );
                 for module in
                     ["mpm_event", "authz_core", "authz_host", "headers", "proxy", "proxy_http", "lua"]
                 {
-                    main.push_str(&format!("LoadModule {module}_module /usr/lib/apache2/modules/mod_{module}.so\n"));
+                    main.push_str(&format!(
+                        "LoadModule {module}_module /usr/lib/apache2/modules/mod_{module}.so\n"
+                    ));
                 }
                 main.push_str(
                     "ErrorLog FOLDER/log\nLogLevel crit lua:error\nUser nobody\nGroup nogroup\nKeepAlive On\n\
                      MaxKeepAliveRequests 0\nKeepAliveTimeout 60\nInclude FOLDER/portcullis.conf\n",
                 );
-                let files =
-                    [("httpd.conf", main.as_str()), ("portcullis.conf", &site), ("portcullis.lua", &question)];
+                let files = [
+                    ("httpd.conf", main.as_str()),
+                    ("portcullis.conf", &site),
+                    ("portcullis.lua", &question),
+                ];
                 let command = [apache.to_str()?, "-DFOREGROUND", "-f", "FOLDER/httpd.conf"];
                 Some(Partner::start(&[("x", "")], &files, &[&command]).await)
             }
@@ -216,11 +233,8 @@ impl Site {
             .headers
             .iter()
             .map(|(name, value)| {
-                let folded: String = name
-                    .as_str()
-                    .chars()
-                    .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-                    .collect();
+                let folded: String =
+                    name.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
                 (folded, String::from_utf8_lossy(value.as_bytes()).into_owned())
             })
             .filter(|(name, value)| name.starts_with("x-auth-") && !value.is_empty())
@@ -376,7 +390,9 @@ async fn is_not_misled(site: &Site, kind: Kind) {
 /// What is allowed arrives as it was sent.
 async fn carries_on(site: &Site) {
     let eddie = site.login("eddie").await;
-    for target in ["/edit/x?a=b%20c&d=&e=%2F", "/edit/%C3%A4%20b", "/edit/a;b=c/d+e", "/edit/?", "/edit/a%25b"] {
+    for target in
+        ["/edit/x?a=b%20c&d=&e=%2F", "/edit/%C3%A4%20b", "/edit/a;b=c/d+e", "/edit/?", "/edit/a%25b"]
+    {
         let answer = site.get(target).bearer(&eddie).send().await;
         assert_eq!(answer.status, 200, "{target}: {}", answer.text());
         assert_eq!(site.cms.last().target, target);
@@ -460,8 +476,11 @@ async fn serves_browsers(site: &Site) {
 /// that lets everything pass but a marker.
 async fn nothing_gets_past(kind: Kind) {
     let Some(cms) = differential::php().await else { return };
-    let form =
-        format!("forward_auth: {{ listen: 127.0.0.1:0, headers: {} }}\n{}", kind.headers(), differential::RULES);
+    let form = format!(
+        "forward_auth: {{ listen: 127.0.0.1:0, headers: {} }}\n{}",
+        kind.headers(),
+        differential::RULES
+    );
     let gateway = Gateway::start_at(cms.address, &form).await;
     let Some(balancer) = kind.start(&gateway, cms.address).await else { return };
     let token = format!("Bearer {}", gateway.login("vera").await);
@@ -505,9 +524,11 @@ async fn asked(headers: &str, rest: &str) -> Gateway {
 
 #[tokio::test]
 async fn an_answer_says_who_the_caller_is_and_nothing_of_what_the_caller_says() {
-    let gateway =
-        asked("nginx", "identity: { email: X-Auth-Email, secret: { header: X-Gateway, value: of-the-gateway } }")
-            .await;
+    let gateway = asked(
+        "nginx",
+        "identity: { email: X-Auth-Email, secret: { header: X-Gateway, value: of-the-gateway } }",
+    )
+    .await;
     let vera = gateway.login("vera").await;
     let answer = ask(&gateway, "GET", "/view/x")
         .bearer(&vera)
@@ -598,9 +619,13 @@ async fn envoy_asks_with_the_request_itself() {
 async fn without_an_upstream_only_the_gateways_own_paths_are_served() {
     let gateway = asked("nginx", "").await;
     let vera = gateway.login("vera").await;
-    for (target, status) in
-        [("/public/x", 404), ("/view/x", 404), ("/", 404), ("/auth/login", 200), ("/.well-known/jwks.json", 200)]
-    {
+    for (target, status) in [
+        ("/public/x", 404),
+        ("/view/x", 404),
+        ("/", 404),
+        ("/auth/login", 200),
+        ("/.well-known/jwks.json", 200),
+    ] {
         assert_eq!(gateway.get(target).bearer(&vera).send().await.status, status, "{target}");
         let answer = gateway.get(target).header("accept", "text/html").send().await;
         assert_eq!(answer.status, status, "{target}, anonymous");
@@ -621,7 +646,8 @@ async fn a_cookie_in_use_is_renewed_by_the_answer() {
         .send()
         .await;
     let cookie = answer.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
-    let call = |accept: &str| ask(&gateway, "GET", "/view/x").header("cookie", &cookie).header("accept", accept);
+    let call =
+        |accept: &str| ask(&gateway, "GET", "/view/x").header("cookie", &cookie).header("accept", accept);
     let deadline = std::time::Instant::now() + crate::harness::PATIENCE;
     let renewed = loop {
         let answer = call("text/html").send().await;
@@ -653,7 +679,8 @@ async fn the_body_of_a_question_is_not_waited_for() {
 #[tokio::test]
 async fn a_reload_changes_how_requests_are_described_but_not_where_one_asks() {
     let gateway = asked("nginx", "").await;
-    let file = |headers: &str| format!("forward_auth: {{ listen: 127.0.0.1:0, headers: {headers} }}\n{RULES}");
+    let file =
+        |headers: &str| format!("forward_auth: {{ listen: 127.0.0.1:0, headers: {headers} }}\n{RULES}");
     gateway.after("the configuration is reloaded", || gateway.write_config(&file("traefik"))).await;
     assert_eq!(ask(&gateway, "GET", "/public/x").send().await.status, 400);
     let other = file("nginx").replace("127.0.0.1:0", "127.0.0.1:1");

@@ -85,9 +85,11 @@ async fn a_header_arrives_in_pieces_and_nothing_behind_it_is_lost() {
 async fn what_a_client_says_of_others_is_believed_only_if_it_is_trusted_itself() {
     let upstream = Upstream::start().await;
     let gateway = gateway(&upstream, "required", "127.0.0.1, 198.51.100.0/24", "").await;
-    for (client, expected) in
-        [("203.0.113.9", "203.0.113.9"), ("198.51.100.7", "6.6.6.6, 198.51.100.7"), ("127.0.0.1", "6.6.6.6, 127.0.0.1")]
-    {
+    for (client, expected) in [
+        ("203.0.113.9", "203.0.113.9"),
+        ("198.51.100.7", "6.6.6.6, 198.51.100.7"),
+        ("127.0.0.1", "6.6.6.6, 127.0.0.1"),
+    ] {
         let request = format!(
             "PROXY TCP4 {client} 10.0.0.1 1 2\r\nGET /public/x HTTP/1.1\r\nHost: cms\r\nX-Forwarded-For: 6.6.6.6\r\n\
              Connection: close\r\n\r\n"
@@ -113,7 +115,9 @@ async fn failed_logins_are_counted_for_the_client_and_not_for_the_load_balancer(
     for (client, status) in [("203.0.113.9", 401), ("203.0.113.9", 429), ("198.51.100.9", 401)] {
         assert_eq!(status_of(&gateway.raw(login(client).as_bytes()).await), status, "{client}");
     }
-    gateway.wait_for_line(0, |line| line.contains(r#""event":"lock_out""#) && line.contains("203.0.113.9")).await;
+    gateway
+        .wait_for_line(0, |line| line.contains(r#""event":"lock_out""#) && line.contains("203.0.113.9"))
+        .await;
 }
 
 #[tokio::test]
@@ -134,7 +138,9 @@ async fn a_header_that_is_broken_or_missing_closes_the_connection() {
         let gateway = gateway(&upstream, mode, "127.0.0.1", "").await;
         let mut client = gateway.connect().await;
         // It may be closed before all is written.
-        let _ = tokio::io::AsyncWriteExt::write_all(&mut client.stream, &[&header[..], GET.as_bytes()].concat()).await;
+        let _ =
+            tokio::io::AsyncWriteExt::write_all(&mut client.stream, &[&header[..], GET.as_bytes()].concat())
+                .await;
         assert_eq!(client.rest().await, "", "{mode} {header:?}");
         assert_eq!(gateway.metric(&counted(outcome)).await, 1.0, "{mode} {header:?}");
         gateway.wait_for_line(0, |line| line.contains("PROXY protocol header")).await;
@@ -146,9 +152,12 @@ async fn a_header_that_is_broken_or_missing_closes_the_connection() {
 async fn a_header_that_is_cut_short_or_never_comes_is_waited_for_only_so_long() {
     let upstream = Upstream::start().await;
     let more = "limits: { header_timeout: 300ms }";
-    for (mode, beginning) in
-        [("required", &b""[..]), ("required", b"PRO"), ("required", b"PROXY TCP4 "), ("optional", b"PROXY TCP4 ")]
-    {
+    for (mode, beginning) in [
+        ("required", &b""[..]),
+        ("required", b"PRO"),
+        ("required", b"PROXY TCP4 "),
+        ("optional", b"PROXY TCP4 "),
+    ] {
         let gateway = gateway(&upstream, mode, "127.0.0.1", more).await;
         let mut client = gateway.connect().await;
         client.send(beginning).await;
@@ -233,7 +242,11 @@ async fn haproxy_names_its_clients_in_both_versions_and_checks_in_its_own_name()
         let ends = std::time::Instant::now() + crate::harness::PATIENCE;
         let of_its_own = async || {
             let line = |line: &String| line.contains(r#""path":"/.well-known/jwks.json""#);
-            gateway.lines().iter().filter(|found| line(found)).all(|found| found.contains(r#""client":"127.0.0.1""#))
+            gateway
+                .lines()
+                .iter()
+                .filter(|found| line(found))
+                .all(|found| found.contains(r#""client":"127.0.0.1""#))
                 && gateway.lines().iter().any(line)
         };
         while !of_its_own().await {
