@@ -259,7 +259,7 @@ impl Gateway {
         if !self.warned_of_proxy.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 %peer,
-                "requests from this address carry X-Forwarded-For, which is not believed: if it is a load \
+                "requests from this address carry X-Forwarded-For or Forwarded, which is not believed: if it is a load \
                  balancer of yours, list it in 'trusted_proxies', or everybody seems to come from there"
             );
         }

@@ -417,7 +417,8 @@ impl Worker {
     ) {
         // Once for all that follow, instead of growing on the way.
         headers.reserve(SPOKEN);
-        connection.peer.borrow_mut().1.describe(headers, || record.request_id.clone());
+        let trusted = &active.snapshot.trusted_proxies;
+        connection.peer.borrow_mut().1.describe(headers, trusted, || record.request_id.clone());
         if let Some(theirs) = headers.get(REQUEST_ID) {
             // A trusted proxy has named the request already.
             record.request_id = theirs.clone();

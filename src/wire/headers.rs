@@ -155,7 +155,7 @@ impl HeaderRules {
                 // In another spelling it is not the proxy's but what the proxy let through.
                 Some(Kind::Forwarding) if trusted && FORWARDING.contains(&name.as_str()) => {}
                 Some(Kind::Forwarding) => {
-                    stripped.spoke_for_others |= name == "x-forwarded-for";
+                    stripped.spoke_for_others |= matches!(name.as_str(), "x-forwarded-for" | "forwarded");
                     gone.push(name.clone());
                 }
                 Some(_) => gone.push(name.clone()),
