@@ -441,6 +441,23 @@ fn headings(page: &str) -> Vec<String> {
         .collect()
 }
 
+#[test]
+fn every_load_balancers_page_begins_with_what_is_believed_from_whom() {
+    let folder = root().join("docs/load-balancers");
+    let mut seen = 0;
+    for page in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if page.ends_with("README.md") {
+            continue;
+        }
+        seen += 1;
+        let text = std::fs::read_to_string(&page).unwrap();
+        let first = text.split("\n\n").nth(1).unwrap_or_default();
+        assert!(first.starts_with("**Believed from whom:** "), "{}: {first}", page.display());
+        assert!(text.contains("../../deploy/load-balancers/"), "{} shows no configuration", page.display());
+    }
+    assert!(seen >= 8, "{seen}");
+}
+
 #[tokio::test]
 async fn the_reason_of_a_failed_login_is_a_word_of_the_closed_list() {
     let upstream = Upstream::start().await;
