@@ -108,6 +108,8 @@ async fn status(gateway: &Gateway) -> Response<Full<Bytes>> {
     let signing = ring.signing(now).map(|place| ring.keys()[place].key.kid());
     let trusted: Vec<_> =
         snapshot.remote_keys.iter().map(|keys| json!({ "issuer": keys.issuer, "url": keys.url })).collect();
+    let upstreams: Vec<_> =
+        snapshot.upstream.iter().map(|upstream| json!({ "address": upstream.address })).collect();
     let body = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "stage": match gateway.stage() {
@@ -126,7 +128,7 @@ async fn status(gateway: &Gateway) -> Response<Full<Bytes>> {
         "keys": { "published": kids, "signing": signing, "remote": trusted },
         "stores": { "users": users, "sessions": sessions },
         "revocations": gateway.sessions.len(),
-        "upstreams": [{ "address": snapshot.upstream.address }],
+        "upstreams": upstreams,
         "connections": gateway.metrics.connections.get(),
     });
     let mut response = text(StatusCode::OK, &format!("{body:#}\n"));

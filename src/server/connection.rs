@@ -123,8 +123,19 @@ impl Flags {
     }
 }
 
+/// What those who connect come for: the listener that they came through says so.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Door {
+    /// To have their requests answered: clients.
+    Public,
+    /// To be told whether they may forward a request themselves: load balancers.
+    ForwardAuth,
+}
+
 /// One connection, as its handlers see it.
 pub struct Connection {
+    /// What its requests are for.
+    pub door: Door,
     /// Shared with the guard.
     pub flags: Arc<Flags>,
     /// The other end; made anew when the configuration that says whom to trust changes.
@@ -173,17 +184,19 @@ pub struct ConnectionLimits {
     pub idle_timeout: Duration,
 }
 
-/// Serves `stream`, whose other end is at `address`, until either side has had enough.
+/// Serves `stream`, whose other end is at `address` and came through `door`, until either side has had enough.
 pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     worker: Rc<Worker>,
     stream: S,
     address: SocketAddr,
+    door: Door,
     count: ConnectionCount,
 ) {
     let active = worker.active();
     let limits = active.connection_limits();
     let flags = Arc::new(Flags::default());
     let connection = Rc::new(Connection {
+        door,
         flags: Arc::clone(&flags),
         peer: RefCell::new((active.generation(), Peer::new(address, active.trusted_proxies()))),
         address,

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::worker::{ConnectionCount, WorkerHandle};
+use super::connection::Door;
+use super::worker::{Arrival, ConnectionCount, WorkerHandle};
 use super::{Gateway, PAUSE, random_hex};
 use crate::wire::answer::Refusal;
 
@@ -63,7 +64,7 @@ pub fn local_address(listener: &TcpListener) -> Result<SocketAddr, String> {
 }
 
 /// Accepts until dropped.
-pub async fn accept(gateway: Arc<Gateway>, listener: TcpListener, workers: Vec<WorkerHandle>) {
+pub async fn accept(gateway: Arc<Gateway>, listener: TcpListener, door: Door, workers: Vec<WorkerHandle>) {
     let mut next = 0;
     let mut complained = None::<Instant>;
     loop {
@@ -92,7 +93,7 @@ pub async fn accept(gateway: Arc<Gateway>, listener: TcpListener, workers: Vec<W
         next = (next + 1) % workers.len();
         let in_turn = workers[next..].iter().chain(&workers[..next]);
         if let Some(worker) = in_turn.min_by_key(|worker| worker.load()) {
-            worker.take(stream, address, count);
+            worker.take(Arrival { stream, address, door, count });
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod keys;
 pub mod listener;
 pub mod logins;
 mod pages;
+pub mod proxy_protocol;
 pub mod sessions;
 pub mod trust;
 pub mod worker;
@@ -31,6 +32,7 @@ use crate::observe::audit::Trigger;
 use crate::observe::lines::LineSink;
 use crate::observe::{LogFormat, start_logging};
 use crate::store::sqlite::SqliteUsers;
+use connection::Door;
 pub use gateway::{Active, Gateway, Stage};
 use gateway::{level_name, warn_of};
 use handler::unix_now;
@@ -114,6 +116,7 @@ async fn serve(
         Some(address) => Some(listener::bind(address)?),
         None => None,
     };
+    let asking = fixed.forward_auth.as_deref().map(listener::bind).transpose()?;
     let following = sessions::Follower::start(Arc::clone(&gateway)).await?;
     let logins = logins::Keeper::start(Arc::clone(&gateway)).await;
     let (closing, closed) = watch::channel(false);
@@ -138,11 +141,16 @@ async fn serve(
     tokio::spawn(gateway::log_commands(Arc::clone(&gateway)));
     let mut addresses = Vec::new();
     let mut accepting = tokio::task::JoinSet::new();
+    if let Some(listener) = asking {
+        let address = listener::local_address(&listener)?;
+        tracing::info!(%address, "forward-auth listening");
+        accepting.spawn(listener::accept(Arc::clone(&gateway), listener, Door::ForwardAuth, handles.clone()));
+    }
     for listener in listeners {
         let address = listener::local_address(&listener)?;
         tracing::info!(%address, "listening");
         addresses.push(address);
-        accepting.spawn(listener::accept(Arc::clone(&gateway), listener, handles.clone()));
+        accepting.spawn(listener::accept(Arc::clone(&gateway), listener, Door::Public, handles.clone()));
     }
     drop(handles);
     gateway.set_stage(Stage::Ready);

@@ -56,7 +56,13 @@ fn connect(worker: &Rc<Worker>) -> DuplexStream {
 fn serve(worker: &Rc<Worker>, server: DuplexStream) {
     let count = ConnectionCount::new(Arc::clone(&worker.gateway));
     let address = ([192, 0, 2, 1], 40_000).into();
-    tokio::task::spawn_local(connection::serve(Rc::clone(worker), server, address, count));
+    tokio::task::spawn_local(connection::serve(
+        Rc::clone(worker),
+        server,
+        address,
+        connection::Door::Public,
+        count,
+    ));
 }
 
 /// Takes the keys that were asked for.

@@ -14,8 +14,8 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
-use super::connection::{self, Connection, ConnectionLimits};
-use super::{Active, Gateway};
+use super::connection::{self, Connection, ConnectionLimits, Door};
+use super::{Active, Gateway, proxy_protocol};
 use crate::observe::audit::Audit;
 use crate::observe::lines::Access;
 use crate::proxy::Upstream;
@@ -40,10 +40,22 @@ const LINE_BATCH: usize = 16 * 1024;
 /// How long a client may stand still in the middle of its request while others wait for what it holds.
 const PATIENCE_UNDER_PRESSURE: Duration = Duration::from_secs(2);
 
+/// A connection on its way to a worker.
+pub struct Arrival {
+    /// To the client.
+    pub stream: std::net::TcpStream,
+    /// Where it comes from.
+    pub address: SocketAddr,
+    /// What it comes for.
+    pub door: Door,
+    /// It counts from now on.
+    pub count: ConnectionCount,
+}
+
 /// How a connection reaches a worker.
 #[derive(Clone)]
 pub struct WorkerHandle {
-    connections: UnboundedSender<(std::net::TcpStream, SocketAddr, ConnectionCount)>,
+    connections: UnboundedSender<Arrival>,
     load: Arc<AtomicUsize>,
 }
 
@@ -54,10 +66,10 @@ impl WorkerHandle {
     }
 
     /// Hands a connection over.
-    pub fn take(&self, stream: std::net::TcpStream, address: SocketAddr, count: ConnectionCount) {
+    pub fn take(&self, arrival: Arrival) {
         self.load.fetch_add(1, Ordering::Relaxed);
         // A worker ends only after the listener: if it is gone, so is everything.
-        let _ = self.connections.send((stream, address, count));
+        let _ = self.connections.send(arrival);
     }
 }
 
@@ -81,8 +93,8 @@ pub struct Local {
     tokens: RefCell<TokenCache<Rc<Known>>>,
     /// Which headers are whose.
     pub rules: Rc<HeaderRules>,
-    /// This thread's connections to the upstream.
-    pub upstream: Rc<Upstream>,
+    /// This thread's connections to the upstream, where the gateway has one.
+    pub upstream: Option<Rc<Upstream>>,
 }
 
 impl std::ops::Deref for Local {
@@ -98,10 +110,11 @@ impl Local {
         let snapshot = &active.snapshot;
         let tokens = TokenCache::new(CACHED_TOKENS, CACHED_TOKEN_BYTES, snapshot.leeway.as_secs());
         let rules = Rc::new(HeaderRules::new(snapshot.identity.header_names()));
-        let upstream = match before.map(|before| &before.upstream) {
-            Some(upstream) if upstream.is(&snapshot.upstream) => Rc::clone(upstream),
-            _ => Upstream::new(snapshot.upstream.clone(), &active.slots),
-        };
+        let before = before.and_then(|before| before.upstream.as_ref());
+        let upstream = snapshot.upstream.as_ref().map(|settings| match before {
+            Some(upstream) if upstream.is(settings) => Rc::clone(upstream),
+            _ => Upstream::new(settings.clone(), &active.slots),
+        });
         Self { tokens: RefCell::new(tokens), rules, upstream, active }
     }
 
@@ -402,7 +415,7 @@ pub fn start(
 
 async fn run(
     worker: Rc<Worker>,
-    mut receiver: UnboundedReceiver<(std::net::TcpStream, SocketAddr, ConnectionCount)>,
+    mut receiver: UnboundedReceiver<Arrival>,
     load: Arc<AtomicUsize>,
     mut closing: watch::Receiver<bool>,
     mut end: watch::Receiver<bool>,
@@ -415,19 +428,26 @@ async fn run(
         tokio::select! {
             taken = receiver.recv(), if !closed => match taken {
                 None => closed = true,
-                Some((stream, address, count)) => {
+                Some(Arrival { stream, address, door, count }) => {
                     let (worker, load) = (Rc::clone(&worker), Arc::clone(&load));
                     tokio::task::spawn_local(async move {
                         // Given back, like the count, whatever becomes of the connection, a panic included.
                         let _load = Loaded(load);
-                        if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
-                            connection::serve(worker, Stream(stream), address, count).await;
+                        let Ok(mut stream) = tokio::net::TcpStream::from_std(stream) else { return };
+                        let address = match door {
+                            Door::Public => proxy_protocol::client_of(&worker, &mut stream, address).await,
+                            Door::ForwardAuth => Some(address),
+                        };
+                        if let Some(address) = address {
+                            connection::serve(worker, Stream(stream), address, door, count).await;
                         }
                     });
                 }
             },
             () = slots.wanted() => worker.make_room(),
-            _ = sweep.tick() => worker.active().upstream.close_stale(),
+            _ = sweep.tick() => if let Some(upstream) = &worker.active().upstream {
+                upstream.close_stale();
+            },
             Ok(_) = closing.wait_for(|closing| *closing), if !worker.closing.get() => worker.close_connections(),
             _ = end.wait_for(|ended| *ended) => return,
         }

@@ -12,3 +12,4 @@ pub mod credentials;
 pub mod csrf;
 pub mod headers;
 pub mod hygiene;
+pub mod proxy_protocol;
