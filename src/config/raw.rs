@@ -995,7 +995,7 @@ impl Raw {
             self.identity.contradictions(&mut found);
         }
         if whole("tokens") {
-            self.tokens.contradictions(&mut found);
+            self.tokens.contradictions(self.login.0.is_some(), &mut found);
         }
         if whole("login")
             && let OrFalse(Some(login)) = &self.login
@@ -1118,7 +1118,8 @@ impl Login {
 const SECURE_PREFIXES: [&str; 2] = ["__Host-", "__Secure-"];
 
 impl Tokens {
-    fn contradictions(&self, found: &mut Vec<Diagnostic>) {
+    /// `logs_in`: whether the gateway has users of its own, whom another issuer's could be taken for.
+    fn contradictions(&self, logs_in: bool, found: &mut Vec<Diagnostic>) {
         let algorithm = format!("{:?}", self.algorithm.value);
         match (&self.keys, self.algorithm.is_symmetric()) {
             (Keys::Folder(folder), true) => {
@@ -1140,7 +1141,7 @@ impl Tokens {
                 let issuer = trust.issuer.as_str().to_owned();
                 found.push(Diagnostic::error(trust.issuer.at, Problem::SameIssuer { issuer, first }));
             }
-            if trust.id_prefix.is_none() {
+            if logs_in && trust.id_prefix.is_none() {
                 let issuer = trust.issuer.as_str().to_owned();
                 found.push(Diagnostic::warning(trust.issuer.at, Problem::NoIdPrefix { issuer }));
             }

@@ -15,6 +15,7 @@ mod hashes;
 mod hygiene;
 mod identity;
 mod keys;
+mod kubernetes;
 mod layers;
 mod operations;
 mod proxy_protocol;
