@@ -131,8 +131,9 @@ pub fn create(folder: &Path, new: &NewKey) -> Result<RingKey, KeyringError> {
     let write = || {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
         let owner = fs::metadata(folder)?;
-        if file.metadata()?.uid() != owner.uid() {
-            // Made by root for a gateway that is not: what it cannot read would keep it from loading anything.
+        // Made by root for a gateway that is not: what it cannot read would keep it from loading anything. The
+        // other way round nothing can be given away, nor has to be: a volume of Kubernetes is root's.
+        if file.metadata()?.uid() == 0 && owner.uid() != 0 {
             fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
         }
         file.write_all(text.as_bytes())?;

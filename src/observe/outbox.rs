@@ -46,9 +46,10 @@ pub fn leave(state: &Path, audit: &Audit<'_>) -> io::Result<()> {
     let folder = state.join(FOLDER);
     if !folder.is_dir() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        // Made by root for a gateway that is not: it has to remove what is in there.
+        // Made by root for a gateway that is not: it has to remove what is in there. In Kubernetes it is the folder
+        // that is root's, and who is not root gives nothing away.
         let (owner, mine) = (fs::metadata(state)?, fs::metadata(&folder)?);
-        if owner.uid() != mine.uid() {
+        if mine.uid() == 0 && owner.uid() != 0 {
             chown(&folder, Some(owner.uid()), Some(owner.gid()))?;
         }
     }
@@ -70,7 +71,7 @@ pub fn leave(state: &Path, audit: &Audit<'_>) -> io::Result<()> {
             network: audit.network.map(str::to_owned),
             by: name_of(mine.uid()),
         };
-        if owner.uid() != mine.uid() {
+        if mine.uid() == 0 && owner.uid() != 0 {
             fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
         }
         file.write_all(serde_json::to_string(&left)?.as_bytes())?;

@@ -381,7 +381,7 @@ enum CreateError {
 /// Makes the file ourselves, since SQLite would make it with the process' umask. The files `-wal` and
 /// `-shm` beside it take the mode of the main one.
 fn create_if_missing(file: &Path) -> Result<(), CreateError> {
-    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
     if let Ok(found) = fs::metadata(file) {
         return if found.is_file() { Ok(()) } else { Err(CreateError::NotAFile) };
     }
@@ -392,7 +392,16 @@ fn create_if_missing(file: &Path) -> Result<(), CreateError> {
         // Another process was quicker.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(CreateError::Io(error)),
-        Ok(_) => Ok(()),
+        Ok(made) => {
+            // Made by root for a gateway that is not, such as before its first start.
+            let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let owner = fs::metadata(folder.unwrap_or(Path::new("."))).map_err(CreateError::Io)?;
+            let mine = made.metadata().map_err(CreateError::Io)?;
+            if mine.uid() == 0 && owner.uid() != 0 {
+                fchown(&made, Some(owner.uid()), Some(owner.gid())).map_err(CreateError::Io)?;
+            }
+            Ok(())
+        }
     }
 }
 

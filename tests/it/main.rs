@@ -19,6 +19,7 @@ mod kubernetes;
 mod layers;
 mod operations;
 mod proxy_protocol;
+mod packages;
 mod queries;
 mod reload;
 mod robustness;
