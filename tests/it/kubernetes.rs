@@ -15,7 +15,7 @@ use crate::harness::{PATIENCE, binary, run};
 const UID: u32 = 65532;
 
 /// What can be rendered by itself; the others are components.
-const BASES: [&str; 3] = ["standalone", "replicas", "example-sidecar"];
+const BASES: [&str; 4] = ["standalone", "replicas", "forward-auth", "example-sidecar"];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes")
@@ -40,8 +40,9 @@ fn validate(name: &str, resources: &[Value]) {
         return skip(name, "kubernetes-validate");
     };
     // Kinds of others, whose schemas it does not have.
-    let known =
-        |one: &&Value| !matches!(one["kind"].as_str(), Some("ServiceMonitor" | "HTTPRoute" | "Middleware"));
+    let known = |one: &&Value| {
+        !matches!(one["kind"].as_str(), Some("ServiceMonitor" | "Middleware" | "IngressRoute"))
+    };
     let list: Vec<String> = resources.iter().filter(known).map(Value::to_string).collect();
     assert!(!list.is_empty());
     let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
@@ -191,7 +192,7 @@ fn every_gateway_container_is_confined_probed_and_given_the_time_to_drain() {
             }
         }
     }
-    assert_eq!(seen.values().sum::<i32>(), 5, "{seen:?}");
+    assert_eq!(seen.values().sum::<i32>(), 6, "{seen:?}");
 }
 
 #[test]
@@ -227,9 +228,13 @@ fn of_a_pod_with_a_sidecar_and_of_a_cms_nothing_but_the_gateway_can_be_reached()
 
 #[test]
 fn every_gateway_file_passes_check_without_a_warning() {
-    for file in
-        ["standalone/gateway.yaml", "replicas/gateway.yaml", "replicas/login.yaml", "sidecar/gateway.yaml"]
-    {
+    for file in [
+        "standalone/gateway.yaml",
+        "replicas/gateway.yaml",
+        "replicas/login.yaml",
+        "sidecar/gateway.yaml",
+        "forward-auth/gateway.yaml",
+    ] {
         let mounted = tempfile::tempdir().unwrap();
         fs::create_dir_all(mounted.path().join("secret")).unwrap();
         fs::write(mounted.path().join("secret/gateway-secret"), "0123456789abcdef0123456789abcdef\n")
@@ -264,6 +269,58 @@ fn mount(at: &Path, generation: u32, files: &[(&str, &[u8])], mode: u32) {
     fs::rename(at.join("..data_tmp"), at.join("..data")).unwrap();
 }
 
+/// What comes before the command. No capability is left either, so that root's own ways past modes are not there.
+fn as_the_pods_user() -> Command {
+    let (user, mut command) = (UID.to_string(), Command::new("setpriv"));
+    command.args([
+        "--reuid",
+        &user,
+        "--regid",
+        &user,
+        "--clear-groups",
+        "--bounding-set=-all",
+        "--no-new-privs",
+    ]);
+    command
+}
+
+#[test]
+fn on_a_volume_which_is_roots_commands_make_what_they_have_to() {
+    let mounted = tempfile::tempdir().unwrap();
+    if fs::metadata(mounted.path()).unwrap().uid() != 0 {
+        println!("skipped: only root can mount as the kubelet does");
+        return;
+    }
+    fs::set_permissions(mounted.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    for folder in ["state", "keys"] {
+        mount(&mounted.path().join(folder), 1, &[], 0o440);
+    }
+    let root = mounted.path().to_str().unwrap();
+    let file = mounted.path().join("gateway.yaml");
+    let text = format!(
+        "upstream: http://127.0.0.1:1\nroles: [Viewer]\nrules: [{{ path: /, allow: deny }}]\n\
+         state: {root}/state\ntokens: {{ keys: {root}/keys }}\n"
+    );
+    fs::write(&file, text).unwrap();
+    for command in ["keys rotate", "keys rotate", "token issue nobody", "keys list"] {
+        let mut run = as_the_pods_user();
+        run.arg(binary()).args(command.split(' ')).arg("--config").arg(&file);
+        let output = run.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        // There is no such user; everything up to there works.
+        assert_eq!(output.status.success(), !command.starts_with("token"), "{command}: {told}");
+        assert!(!told.contains("warning") && !told.contains("ermitted"), "{command}: {told}");
+    }
+    let made: Vec<_> =
+        fs::read_dir(mounted.path().join("keys")).unwrap().map(|one| one.unwrap().path()).collect();
+    let keys: Vec<_> = made.iter().filter(|path| path.extension().is_some_and(|end| end == "pem")).collect();
+    assert!(!keys.is_empty(), "{made:?}");
+    for key in keys {
+        let file = fs::metadata(key).unwrap();
+        assert_eq!((file.uid(), file.mode() & 0o777), (UID, 0o600));
+    }
+}
+
 #[tokio::test]
 async fn what_kubernetes_mounts_is_enough_and_a_configmap_that_changes_is_in_force() {
     let mounted = tempfile::tempdir().unwrap();
@@ -289,10 +346,7 @@ async fn what_kubernetes_mounts_is_enough_and_a_configmap_that_changes_is_in_for
     let config = mounted.path().join("config");
     mount(&config, 1, &[("gateway.yaml", file("Viewer").replace("LISTEN", &port).as_bytes())], 0o644);
     let path = config.join("gateway.yaml");
-    let user = UID.to_string();
-    // No capability is left either, so that root's own ways past modes are not there.
-    let mut child = Command::new("setpriv")
-        .args(["--reuid", &user, "--regid", &user, "--clear-groups", "--bounding-set=-all", "--no-new-privs"])
+    let mut child = as_the_pods_user()
         .args([binary(), "serve", "--config", path.to_str().unwrap()])
         .stderr(fs::File::create(mounted.path().join("log")).unwrap())
         .spawn()

@@ -210,9 +210,10 @@ async fn the_container_needs_no_other_file_than_those_of_its_last_stage() {
     };
     // The one that stands on a line of its own, below HEALTHCHECK.
     let health = list("    CMD ");
+    let chroot = program("chroot").expect("every Debian has it");
     // As the container's runtime does it, with the commands of the file.
     let command = |words: &[String]| {
-        let mut command = Command::new("chroot");
+        let mut command = Command::new(&chroot);
         command.arg("--userspec=65532:65532").arg(&inside).args(words).env_clear();
         command
     };
