@@ -190,6 +190,8 @@ async fn the_container_needs_no_other_file_than_those_of_its_last_stage() {
     let inside = folder.path().join("rootfs");
     let output = Command::new(root().join("script/rootfs")).arg(stripped).arg(&inside).output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
+    let files = Command::new("find").arg(&inside).args(["-type", "f"]).output().unwrap();
+    assert!(text(&files.stdout).lines().count() < 12, "{}", text(&files.stdout));
     let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (listen, admin) = (free(), free());
     fs::write(
@@ -233,8 +235,6 @@ async fn the_container_needs_no_other_file_than_those_of_its_last_stage() {
     child.wait().unwrap();
     // And the check says so when nobody is there.
     assert_eq!(command(&health).output().unwrap().status.code(), Some(1));
-    let files = Command::new("find").arg(&inside).args(["-type", "f"]).output().unwrap();
-    assert!(text(&files.stdout).lines().count() < 12, "{}", text(&files.stdout));
 }
 
 #[test]
