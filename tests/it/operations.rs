@@ -68,6 +68,66 @@ fn every_alert_is_about_metrics_and_codes_that_there_are_and_has_a_test_that_fir
     }
 }
 
+#[test]
+fn every_panel_of_the_dashboard_is_about_metrics_labels_and_codes_that_there_are_and_no_metric_lacks_one() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let dashboard: Value = serde_json::from_str(&read("deploy/grafana/portcullis.json")).unwrap();
+    let reference = read("docs/reference.md");
+    let rows: Vec<(&str, &str)> = reference
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `portcullis_")?.split_once('|'))
+        .map(|(name, rest)| (name.trim().trim_end_matches('`'), rest.split('|').next().unwrap()))
+        .collect();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let mut expressions: Vec<&str> = panels
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().into_iter().flatten())
+        .map(|target| target["expr"].as_str().unwrap())
+        .collect();
+    expressions.push(dashboard["annotations"]["list"][0]["expr"].as_str().unwrap());
+    expressions.extend(
+        dashboard["templating"]["list"].as_array().unwrap().iter().filter_map(|one| one["query"].as_str()),
+    );
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut seen = BTreeSet::new();
+    for expression in &expressions {
+        for (at, start) in expression.match_indices("portcullis_") {
+            let name = expression[at + start.len()..].split(|c| !is_name(c)).next().unwrap();
+            let name = name.strip_suffix("_bucket").unwrap_or(name);
+            let (_, labels) =
+                rows.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("no {name}"));
+            seen.insert(name);
+            // Labels in a selector, and those that are grouped by.
+            let selector =
+                expression[at..].split_once('{').map_or("", |(_, rest)| rest.split('}').next().unwrap());
+            let grouped = expression.split("by (").nth(1).map_or("", |rest| rest.split(')').next().unwrap());
+            let selected = selector.split(',').filter_map(|pair| pair.split(['=', '!']).next());
+            for label in selected.chain(grouped.split(',')).map(str::trim).filter(|label| !label.is_empty()) {
+                let known =
+                    ["job", "instance", "le"].contains(&label) || labels.contains(&format!("`{label}`"));
+                assert!(known, "{name} has no label {label}: {expression}");
+            }
+        }
+        for code in expression.split("code=~\"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
+            let start = code.trim_end_matches(".*");
+            assert!(reference.contains(&format!("\n| `{start}")), "there is no code {code}");
+        }
+    }
+    let lacking: Vec<_> =
+        rows.iter().filter(|(name, _)| !seen.contains(name)).map(|(name, _)| name).collect();
+    assert!(lacking.is_empty(), "{lacking:?} are on no panel");
+    // Panels do not lie on one another.
+    let mut taken = BTreeSet::new();
+    for panel in panels {
+        let at = |key: &str| panel["gridPos"][key].as_u64().unwrap();
+        for place in
+            (at("y")..at("y") + at("h")).flat_map(|y| (at("x")..at("x") + at("w")).map(move |x| (x, y)))
+        {
+            assert!(place.0 < 24 && taken.insert(place), "{} lies on another", panel["title"]);
+        }
+    }
+}
+
 /// The addresses that the filter finds in a log, one a line.
 fn banned(log: &str) -> Option<Vec<String>> {
     let program = program("fail2ban-regex")?;
