@@ -677,6 +677,22 @@ async fn the_body_of_a_question_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn a_question_about_a_malformed_request_does_not_end_the_connection() {
+    let gateway = asked("traefik", "").await;
+    let mut client = crate::harness::KeepAlive::connect(gateway.asked_at()).await;
+    for (target, status) in
+        [("/public/a#b", 400), ("/public/x", 200), ("/public/../x", 400), ("/public/x", 200)]
+    {
+        let call = client
+            .request("GET", "/")
+            .header("x-forwarded-method", "GET")
+            .header("x-forwarded-uri", target)
+            .header("x-forwarded-host", "cms");
+        assert_eq!(client.send(call).await.unwrap().status, status, "{target}");
+    }
+}
+
+#[tokio::test]
 async fn a_reload_changes_how_requests_are_described_but_not_where_one_asks() {
     let gateway = asked("nginx", "").await;
     let file =
