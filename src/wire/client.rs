@@ -92,7 +92,8 @@ impl Peer {
         write!(chain, "{}", self.address).expect("writing to a string cannot fail");
         elements.push_str(own.to_str().unwrap_or_default());
         for (name, value) in [(FORWARDED_FOR, chain), (FORWARDED, elements)] {
-            headers.insert(name, HeaderValue::try_from(value).expect("addresses and a Host are visible ASCII"));
+            headers
+                .insert(name, HeaderValue::try_from(value).expect("addresses and a Host are visible ASCII"));
         }
         headers.entry(FORWARDED_HOST).or_insert(host);
         headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
@@ -144,9 +145,8 @@ fn known_hops(headers: &HeaderMap, trusted: &[IpNet]) -> SmallVec<[IpAddr; 4]> {
     } else if headers.contains_key(FORWARDED) {
         let lines = headers.get_all(FORWARDED).iter().map(|value| value.to_str().unwrap_or("?"));
         // One that cannot be read says nothing about any hop: where a quoted text ends is anybody's guess.
-        let elements: Option<SmallVec<[_; 4]>> = lines
-            .map(elements)
-            .try_fold(SmallVec::new(), |mut all, line| {
+        let elements: Option<SmallVec<[_; 4]>> =
+            lines.map(elements).try_fold(SmallVec::new(), |mut all, line| {
                 all.extend(line?);
                 Some(all)
             });
