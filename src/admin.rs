@@ -96,7 +96,10 @@ async fn status(gateway: &Gateway) -> Response<Full<Bytes>> {
     let active = gateway.current();
     let snapshot = &active.snapshot;
     let load = gateway.last_load();
-    let users = health(gateway.login.users().ping()).await;
+    let users = match gateway.login.users() {
+        Some(users) => health(users.ping()).await,
+        None => json!("the CMS's own login, not asked"),
+    };
     let sessions = match gateway.sessions.store() {
         Some(store) => health(store.changes(0, 1)).await,
         None => json!("not open yet"),

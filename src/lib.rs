@@ -24,13 +24,14 @@
 //! [`policy`] and [`token`] are pure: time, keys and rules are arguments. [`config`] makes immutable
 //! snapshots of a file and its keys. [`wire`] is what is on the wire, [`proxy`] what goes to the
 //! upstream and comes back, [`server`] the threads and the order of the steps. [`observe`] is what
-//! operators see, [`admin`] where they look, [`cli`] what they type. [`timer`] is for deadlines that
+//! operators see, [`admin`] where they look, [`cli`] what they type. [`fetch`] asks other servers; [`timer`] is for deadlines that
 //! almost never come, [`stream`] for writes that are almost always small. Which module may use which is held by `tests/it/layers.rs`.
 #![forbid(unsafe_code)]
 
 pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod fetch;
 pub mod login;
 pub mod observe;
 pub mod policy;

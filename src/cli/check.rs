@@ -9,7 +9,8 @@ use tokio::time::timeout;
 
 use super::{CliError, in_runtime, now, open_sessions, open_users, printed};
 use crate::config::reload::{LoadError, Loader};
-use crate::config::snapshot::{Built, Snapshot, Surroundings};
+use crate::config::snapshot::{Built, Snapshot, Surroundings, UserSource};
+use crate::fetch::Client;
 use crate::server::trust;
 
 /// For one thing tried over the network.
@@ -64,17 +65,25 @@ async fn try_network(snapshot: &Snapshot, out: &mut dyn Write) -> Result<bool, C
         })
     };
     let users = &snapshot.fixed.users;
-    if users.exists() {
-        let opened = open_users(snapshot).await;
-        if let Ok(users) = &opened {
-            users.close().await;
+    match users.local() {
+        Some(file) if !file.exists() => {
+            tell(format!("users: {users} will be made at the first start"), Ok(()))?;
         }
-        tell(format!("users in {}", users.display()), opened.map(drop).map_err(|error| error.message))?;
-    } else {
-        tell(format!("users: {} will be made at the first start", users.display()), Ok(()))?;
+        None if let UserSource::Endpoint(endpoint) = users => {
+            let client = Client::default();
+            let reached = match timeout(TIMEOUT, client.reach(&endpoint.url)).await {
+                Ok(reached) => reached,
+                Err(_) => Err("it does not answer".to_owned()),
+            };
+            tell(format!("users by {users}, which takes connections; no login was tried"), reached)?;
+        }
+        _ => {
+            let outcome = try_users(snapshot).await.map_err(|error| error.message);
+            tell(format!("users in {users}"), outcome)?;
+        }
     }
     let sessions = &snapshot.fixed.sessions;
-    if sessions != users {
+    if Some(sessions.as_path()) != users.local() {
         if sessions.exists() {
             let opened = open_sessions(snapshot).await;
             if let Ok(sessions) = &opened {
@@ -106,6 +115,14 @@ async fn try_network(snapshot: &Snapshot, out: &mut dyn Write) -> Result<bool, C
         tell(format!("keys of {} at {}", source.issuer, source.url), fetched)?;
     }
     Ok(all_well)
+}
+
+/// Opens the user store and asks it something; of a CMS's, has the query looked at.
+async fn try_users(snapshot: &Snapshot) -> Result<(), CliError> {
+    let users = open_users(snapshot).await?;
+    let answer = users.ping().await;
+    users.close().await;
+    Ok(answer?)
 }
 
 fn count(number: usize, what: &str) -> String {

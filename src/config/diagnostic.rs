@@ -8,6 +8,7 @@
 use std::fmt;
 
 use super::Source;
+use super::query::QueryError;
 use super::value::ValueError;
 use crate::policy::method::MethodError;
 use crate::policy::pattern::PatternError;
@@ -174,6 +175,10 @@ pub enum Problem {
     NoRules,
     /// Password hashes that anybody who reads the table can turn into passwords are let in. `key`: by which.
     WeakHashes { key: &'static str },
+    /// `users.query` is not one SELECT for one name.
+    UserQuery { why: QueryError },
+    /// A key of `users` without the one that it needs.
+    UsersNeed { key: &'static str, needs: &'static str },
     /// An `expect` case that does not hold. `rule`: the one that decides otherwise.
     ExpectationFailed { expected: String, found: String, rule: Option<Position> },
     /// The signing keys cannot be used; a sentence.
@@ -229,8 +234,8 @@ fn mask_passwords(text: &str) -> String {
     while let Some(start) = rest.find("://") {
         let (before, after) = rest.split_at(start + 3);
         masked.push_str(before);
-        // A password may hold anything but a slash; the last `@` before one ends it.
-        let end = after.find(|c: char| c == '/' || c.is_whitespace()).unwrap_or(after.len());
+        // A password may hold anything, if somebody forgot to encode it; the last `@` ends it.
+        let end = after.find(char::is_whitespace).unwrap_or(after.len());
         let user_info = after[..end].rfind('@').and_then(|at| after[..at].find(':').map(|colon| (colon, at)));
         match user_info {
             Some((colon, at)) => {
@@ -441,6 +446,8 @@ impl fmt::Display for Problem {
                 laxer.line
             ),
             Problem::NoRules => f.write_str("there are no rules, so every request is refused"),
+            Problem::UserQuery { why } => write!(f, "'users.query' {why}"),
+            Problem::UsersNeed { key, needs } => write!(f, "{key} needs {needs}"),
             Problem::WeakHashes { key } => write!(
                 f,
                 "'{key}' lets in password hashes that are not stretched: whoever reads the table finds most of \

@@ -11,6 +11,7 @@ pub mod diagnostic;
 mod forms;
 pub mod keyring;
 mod network;
+pub mod query;
 pub mod raw;
 pub mod recipe;
 mod reference;
@@ -409,8 +410,20 @@ log: { format: json, level: debug, access: false }
                 "3:20: 'login.origins': '*' is not an origin: write scheme, host and perhaps port, such as https://app.example.org",
             ),
             (
-                "users: postgres://db/users",
-                "3:8: 'users': 'postgres://db/users' is not a user store: write sqlite:FILE, such as sqlite:portcullis.db",
+                "users: redis://db/users",
+                "3:8: 'users': 'redis://db/users' is not a user store: write sqlite:FILE, such as sqlite:portcullis.db, or postgres://… or mysql://… with a 'query', or htpasswd:FILE",
+            ),
+            (
+                "users: postgres://cms:pw@db",
+                "3:8: 'users': 'postgres://cms:***@db' is not a database's URL: write postgres://user:password@host:port/database, or mysql://…, with every other character than letters and digits of a password as %XX",
+            ),
+            (
+                "users: mysql://cms:p/w@db/cms",
+                "3:8: 'users': 'mysql://cms:***@db/cms' names no database: write it after the host, as in …@host:port/database",
+            ),
+            (
+                "users: { store: 'mysql://db/cms?x=1' }",
+                "3:17: 'users.store': 'mysql://db/cms?x=1' has an unknown parameter; known here: ssl-mode, ssl-ca, ssl-cert, ssl-key, charset, collation, socket",
             ),
             (
                 "sessions: redis",
@@ -578,7 +591,7 @@ log: { format: json, level: debug, access: false }
                 "5:32: unknown key 'extra'; known here: path, methods, query, allow, mode",
                 "6:5: the key 'allow' is missing in 'rules'",
                 "7:15: the environment variable 'GONE' is not set",
-                "8:8: 'users': 'x' is not a user store: write sqlite:FILE, such as sqlite:portcullis.db",
+                "8:8: 'users': 'x' is not a user store: write sqlite:FILE, such as sqlite:portcullis.db, or postgres://… or mysql://… with a 'query', or htpasswd:FILE",
             ]
         );
         let reading = read(&source(text), &environment);
@@ -686,7 +699,9 @@ log: { format: json, level: debug, access: false }
             "tokens: { trust: [{ issuer: a, audience: b, jwks: 'https://me:hunter2@x' }] }",
             "tokens: { keys: { secret: [hunter2] } }",
             "tokens: { keys: { secret: { hunter2: hunter2 } } }",
-            "users: postgres://me:hunter2@db/x",
+            "users: redis://me:hunter2@db/x",
+            "users: postgres://me:hunter2/@db/x",
+            "users: { store: 'postgres://me:hunter2/x@db' }",
             "tokens: { keys: { secret: off hunter2, bad: 1 } }",
             "tokens: { keys: { secret: $abc hunter2, bad: 1 } }",
             "tokens: { keys: { secret: 'false hunter2', bad: 1 } }",

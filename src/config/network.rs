@@ -1,7 +1,7 @@
 //! Addresses, networks and URLs of `gateway.yaml`.
 //!
-//! Hosts are checked by form only (RFC 3986 §3.2.2) and never looked up here. None of them may hold a user
-//! name or a password. Not here: binding, connecting, resolving.
+//! Hosts are checked by form only (RFC 3986 §3.2.2) and never looked up here. Only a database's URL may hold a
+//! user name and a password, and never shows the latter. Not here: binding, connecting, resolving.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -205,6 +205,129 @@ impl fmt::Display for Origin {
 
 text_value!(Origin);
 
+/// A page of another server: `https://host[:port]/path`, or `http://…`, with no user name in it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HttpUrl(String);
+
+impl HttpUrl {
+    /// As written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Value for HttpUrl {
+    const NAME: &'static str = "http-url";
+    const WHAT: &'static str = "a URL such as http://127.0.0.1:3000/api/login";
+
+    fn parse(text: &str) -> Result<Self, ValueError> {
+        if !text.contains("://") {
+            return Err(ValueError::Form("is not a URL: it must begin with https:// or http://"));
+        }
+        JwksSource::parse(text).map(|_| HttpUrl(text.to_owned()))
+    }
+}
+
+impl fmt::Display for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+text_value!(HttpUrl);
+
+/// A database: `postgres://user:password@host:5432/database?sslmode=require`, or `mysql://…`, user, password and
+/// database percent-encoded where they hold more than letters and digits. Shown without password and parameters.
+#[derive(Clone, Eq, PartialEq)]
+pub struct DatabaseUrl(String);
+
+/// What may stand after the `?`, for PostgreSQL and for MySQL.
+const POSTGRES_PARAMETERS: [&str; 6] =
+    ["sslmode", "sslrootcert", "sslcert", "sslkey", "host", "application_name"];
+const MYSQL_PARAMETERS: [&str; 7] =
+    ["ssl-mode", "ssl-ca", "ssl-cert", "ssl-key", "charset", "collation", "socket"];
+
+impl DatabaseUrl {
+    /// The URL with its password. Secret.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Value for DatabaseUrl {
+    const NAME: &'static str = "database-url";
+    const WHAT: &'static str = "a URL such as postgres://cms:secret@127.0.0.1/cms";
+
+    fn parse(text: &str) -> Result<Self, ValueError> {
+        const FORM: ValueError = ValueError::Form(
+            "is not a database's URL: write postgres://user:password@host:port/database, or mysql://…, with every \
+             other character than letters and digits of a password as %XX",
+        );
+        let (scheme, rest) = text.split_once("://").ok_or(FORM)?;
+        if !text.bytes().all(|b| b.is_ascii_graphic()) || text.contains('#') {
+            return Err(FORM);
+        }
+        let (rest, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+        let (place, database) = rest.split_once('/').ok_or(FORM)?;
+        if database.is_empty() || database.contains('/') {
+            return Err(ValueError::Form(
+                "names no database: write it after the host, as in …@host:port/database",
+            ));
+        }
+        let postgres = scheme.starts_with("postgres");
+        let known: &[&str] = if postgres { &POSTGRES_PARAMETERS } else { &MYSQL_PARAMETERS };
+        let mut has_socket = false;
+        for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
+            let name = parameter.split_once('=').ok_or(FORM)?.0;
+            if !known.contains(&name) {
+                return Err(ValueError::Form(if postgres {
+                    "has an unknown parameter; known here: sslmode, sslrootcert, sslcert, sslkey, host, \
+                     application_name"
+                } else {
+                    "has an unknown parameter; known here: ssl-mode, ssl-ca, ssl-cert, ssl-key, charset, \
+                     collation, socket"
+                }));
+            }
+            has_socket |= matches!(name, "host" | "socket");
+        }
+        let (user, place) = place.rsplit_once('@').unwrap_or(("", place));
+        if user.contains('@') {
+            return Err(FORM);
+        }
+        if !(place.is_empty() && has_socket) {
+            authority(place, 1).map_err(|_| FORM)?;
+        }
+        // What its driver makes of the rest: the value of `sslmode`, for example.
+        let taken = if postgres {
+            sqlx::postgres::PgConnectOptions::from_str(text).map(drop)
+        } else {
+            sqlx::mysql::MySqlConnectOptions::from_str(text).map(drop)
+        };
+        taken.map_err(|_| FORM)?;
+        Ok(DatabaseUrl(text.to_owned()))
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, rest) = self.0.split_once("://").unwrap_or(("", &self.0));
+        let rest = rest.split_once('?').map_or(rest, |(rest, _)| rest);
+        match rest.rsplit_once('@') {
+            Some((user, place)) => {
+                let user = user.split_once(':').map_or(user, |(user, _)| user);
+                write!(f, "{scheme}://{user}@{place}")
+            }
+            None => write!(f, "{scheme}://{rest}"),
+        }
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DatabaseUrl({self})")
+    }
+}
+
 /// Where another issuer's public keys are: a URL to fetch, or a file beside the configuration.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum JwksSource {
@@ -249,3 +372,38 @@ impl fmt::Display for JwksSource {
 }
 
 text_value!(JwksSource);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_named_in_full_and_never_shows_its_password() {
+        for (text, shown) in [
+            ("postgres://cms:s3cret@127.0.0.1:5432/cms?sslmode=disable", "postgres://cms@127.0.0.1:5432/cms"),
+            ("mysql://cms:p%40ss%2Fword@db.example.org/wp", "mysql://cms@db.example.org/wp"),
+            ("mariadb://wp@[::1]:3306/wp?ssl-mode=REQUIRED", "mariadb://wp@[::1]:3306/wp"),
+            ("postgresql:///cms?host=/run/postgresql", "postgresql:///cms"),
+            ("mysql:///wp?socket=/run/mysqld/mysqld.sock", "mysql:///wp"),
+        ] {
+            let url = DatabaseUrl::parse(text).unwrap();
+            assert_eq!((url.to_string().as_str(), url.expose()), (shown, text));
+            assert!(!format!("{url:?}").contains("s3cret"));
+        }
+        for text in [
+            "postgres://cms:s3cret@127.0.0.1",
+            "postgres://cms:s3cret@127.0.0.1/",
+            "postgres://cms:s3#cret@127.0.0.1/cms",
+            "postgres://cms:s3/cret@127.0.0.1/cms",
+            "postgres://127.0.0.1:99999/cms",
+            "postgres:///cms",
+            "postgres://127.0.0.1/cms?sslmode=perhaps",
+            "postgres://127.0.0.1/cms?password=s3cret",
+            "mysql://127.0.0.1/cms?sslmode=REQUIRED&x",
+        ] {
+            let refused = DatabaseUrl::parse(text);
+            assert!(refused.is_err(), "{text}");
+            assert!(!format!("{refused:?}").contains("s3cret"));
+        }
+    }
+}

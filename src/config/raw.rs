@@ -19,8 +19,8 @@ use super::recipe::Recipe;
 use super::template::{ERROR_VARIABLES, LOGIN_VARIABLES, Template};
 use super::value::{
     self, Address, Cidr, CookieName, DescribingHeader, Duration, ExpectedRequest, Extension, HeaderName,
-    HeaderValue, JwksSource, Method, Name, Origin, OwnPath, PublicKey, RoleName, Secret, SessionStore, Size,
-    UpstreamUrl, UserStore, Value,
+    HeaderValue, HttpUrl, JwksSource, Method, Name, Origin, OwnPath, PublicKey, RoleName, Secret,
+    SessionStore, Size, UpstreamUrl, UserStore, Value,
 };
 pub use crate::token::Algorithm;
 use crate::token::revoked::{MOST_LEEWAY, MOST_TTL};
@@ -75,7 +75,7 @@ pub struct Raw {
     pub login: OrFalse<Login>,
     /// The gateway's own refusals.
     pub errors: Errors,
-    /// Where users are kept: `sqlite:FILE`, in `state`, or that with what is believed of its hashes.
+    /// Where users are kept: `sqlite:FILE`, in `state`; or the users of the CMS, where those are read.
     #[serde(deserialize_with = "users")]
     #[schemars(with = "UsersForm", extend("default" = "sqlite:portcullis.db"))]
     pub users: UserSettings,
@@ -359,9 +359,32 @@ fn forward_auth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OrFalse<Fo
 #[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct UserSettings {
-    /// The store: `sqlite:FILE`, in `state`.
+    /// The store: `sqlite:FILE`, in `state`; with a `query` the CMS's own `sqlite:FILE`, `postgres://…` or
+    /// `mysql://…`, which is only read, as is `htpasswd:FILE`.
     #[serde(default = "portcullis_db")]
     pub store: At<UserStore>,
+    /// Instead of a store, the CMS's own login: its URL, or its details.
+    #[serde(default, deserialize_with = "user_login", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "UserLoginForm", extend("default" = null))]
+    pub login: Option<UserLogin>,
+    /// How a user of the CMS is found: a SELECT with `:username` where the name goes, and the columns id, username,
+    /// password_hash, role, and perhaps name, email, disabled and salt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<At<String>>,
+    /// The CMS's roles to ours. When given, a role that is not listed counts for nothing; else roles have one name
+    /// here and there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role_map: Option<Pairs<String>>,
+    /// The roles of the users of an htpasswd file, by their names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roles: Option<Pairs<String>>,
+    /// The role of a user for whom the CMS, or `roles`, names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<At<String>>,
+    /// How often users of the CMS who are signed in are looked at again: one who is gone, disabled or has another
+    /// role or password by then has to sign in anew.
+    #[serde(default = "recheck")]
+    pub recheck: At<Duration<1_000, { HOUR }>>,
     /// Whether unstretched digests (plain or salted MD5, SHA-1, {SSHA} and the like) are believed.
     #[serde(default)]
     pub weak_hashes: At<bool>,
@@ -372,8 +395,130 @@ pub struct UserSettings {
 
 impl UserSettings {
     fn of(store: At<UserStore>) -> UserSettings {
-        UserSettings { store, weak_hashes: At::default(), hash_recipe: None }
+        UserSettings {
+            store,
+            login: None,
+            query: None,
+            role_map: None,
+            roles: None,
+            role: None,
+            recheck: recheck(),
+            weak_hashes: At::default(),
+            hash_recipe: None,
+        }
     }
+}
+
+/// The CMS's own login, which says who somebody is.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserLogin {
+    /// Where name and password are sent, by POST.
+    pub url: At<HttpUrl>,
+    /// As what they are sent.
+    #[serde(default)]
+    pub format: BodyFormat,
+    /// What it calls the name.
+    #[serde(default = "username_name")]
+    pub username_field: At<Name>,
+    /// What it calls the password.
+    #[serde(default = "password_name")]
+    pub password_field: At<Name>,
+    /// Where its JSON answer has the user's id: keys, with dots between them.
+    #[serde(default = "user_id")]
+    pub id: At<Name>,
+    /// Where it has the user's name to log in with.
+    #[serde(default = "user_username")]
+    pub username: At<Name>,
+    /// Where it has the name for people to read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<At<Name>>,
+    /// Where it has the e-mail address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<At<Name>>,
+    /// Where it has the role, or a list of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<At<Name>>,
+    /// The statuses that mean a wrong name or password; any other that is not a success is a failure of the CMS.
+    #[serde(default = "failures")]
+    #[schemars(inner(range(min = 400, max = 499)))]
+    pub failures: Vec<At<u16>>,
+    /// Whether its cookies are handed on to the client.
+    #[serde(default)]
+    pub cookies: bool,
+    /// The longest wait for its whole answer.
+    #[serde(default = "login_timeout")]
+    pub timeout: At<Duration<100, { MINUTE }>>,
+}
+
+/// How fields are sent.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum BodyFormat {
+    /// `application/json`
+    #[default]
+    Json,
+    /// `application/x-www-form-urlencoded`
+    Form,
+}
+
+fn username_name() -> At<Name> {
+    at("username")
+}
+
+fn password_name() -> At<Name> {
+    at("password")
+}
+
+fn user_id() -> At<Name> {
+    at("user.id")
+}
+
+fn user_username() -> At<Name> {
+    at("user.username")
+}
+
+fn failures() -> Vec<At<u16>> {
+    [400, 401, 403, 422].map(At::nowhere).into()
+}
+
+fn login_timeout() -> At<Duration<100, { MINUTE }>> {
+    after::<5_000, _, _>()
+}
+
+/// `login: URL` is short for `login: { url: URL }`.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(untagged, inline)]
+enum UserLoginForm {
+    #[serde(rename = "$text")]
+    Url(At<HttpUrl>),
+    #[serde(rename = "$mapping")]
+    Full(Box<UserLogin>),
+}
+
+fn user_login<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<UserLogin>, D::Error> {
+    Ok(Some(match UserLoginForm::deserialize(deserializer)? {
+        UserLoginForm::Full(login) => *login,
+        UserLoginForm::Url(url) => UserLogin {
+            url,
+            format: BodyFormat::default(),
+            username_field: username_name(),
+            password_field: password_name(),
+            id: user_id(),
+            username: user_username(),
+            name: None,
+            email: None,
+            role: None,
+            failures: failures(),
+            cookies: false,
+            timeout: login_timeout(),
+        },
+    }))
+}
+
+fn recheck() -> At<Duration<1_000, { HOUR }>> {
+    after::<60_000, _, _>()
 }
 
 fn portcullis_db() -> At<UserStore> {

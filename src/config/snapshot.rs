@@ -5,6 +5,7 @@
 //! A snapshot is never changed. Not here: when it is made and swapped in (`reload`).
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,11 +17,12 @@ use ipnet::IpNet;
 
 use super::diagnostic::nearest;
 use super::keyring::NewKey;
-use super::network::JwksSource;
-use super::raw::{self, Raw};
+use super::network::{DatabaseUrl, JwksSource};
+use super::query::{Dialect, UserQuery};
+use super::raw::{self, Pairs, Raw};
 use super::recipe::HashPolicy;
 use super::template::Template;
-use super::value::{PublicKey, SessionStore, UserStore};
+use super::value::{Name, PublicKey, SessionStore, UserStore};
 use super::{At, Diagnostic, Diagnostics, Position, Problem, Reading, Source, keyring, raw::Keys};
 use crate::policy::method::Methods;
 use crate::policy::path::EncodedSlash;
@@ -93,6 +95,8 @@ pub struct Snapshot {
     pub log: raw::Log,
     /// How the gateway stops.
     pub shutdown: Shutdown,
+    /// How often users of another system who are signed in are looked at again.
+    pub recheck: Duration,
     /// What needs a restart to change.
     pub fixed: Fixed,
     /// The folder of what the gateway writes.
@@ -106,6 +110,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// When a session that begins or goes on at `now` is over at the latest, in Unix seconds.
+    pub fn sessions_end(&self, now: u64) -> u64 {
+        now.saturating_add(self.max_session.max(self.ttl).as_secs()).saturating_add(self.leeway.as_secs())
+    }
+
     /// The gateway's own cookie, where it has one.
     pub fn cookie(&self) -> Option<&Cookie> {
         self.login.as_ref()?.cookie.as_ref()
@@ -295,14 +304,123 @@ pub struct Fixed {
     pub forward_auth: Option<String>,
     /// `None`: one per core.
     pub workers: Option<usize>,
-    /// The SQLite file of the user store.
-    pub users: PathBuf,
+    /// Where users are.
+    pub users: UserSource,
     /// Which weak password hashes of it are believed.
     pub hashes: HashPolicy,
     /// The SQLite file of the session store, perhaps the same.
     pub sessions: PathBuf,
     /// Of log lines.
     pub log_format: raw::LogFormat,
+}
+
+/// `users`: whose they are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum UserSource {
+    /// The gateway's own SQLite file.
+    Local(PathBuf),
+    /// A table of the CMS.
+    Table(UserTable),
+    /// An htpasswd file.
+    Htpasswd {
+        /// Where it is.
+        file: PathBuf,
+        /// The roles of its users, by name.
+        roles: Vec<(String, String)>,
+        /// The role of all others.
+        default: Option<String>,
+    },
+    /// The CMS's own login.
+    Endpoint(Box<UserEndpoint>),
+}
+
+/// A login of the CMS's own, and how its answer is read.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UserEndpoint {
+    /// Where name and password are sent.
+    pub url: String,
+    /// As JSON, else as a form.
+    pub json: bool,
+    /// What the name is called there.
+    pub username_field: String,
+    /// What the password is called there.
+    pub password_field: String,
+    /// Where the answer has the user's id.
+    pub id: ClaimPath,
+    /// Where it has their name to log in with.
+    pub username: ClaimPath,
+    /// Where it has their name for people to read.
+    pub name: Option<ClaimPath>,
+    /// Where it has their e-mail address.
+    pub email: Option<ClaimPath>,
+    /// Where it has their role, or a list of them.
+    pub role: Option<ClaimPath>,
+    /// What their roles are here.
+    pub roles: RoleSource,
+    /// The statuses of wrong names and passwords.
+    pub failures: Vec<u16>,
+    /// Whether its cookies are handed on.
+    pub cookies: bool,
+    /// For its whole answer.
+    pub timeout: Duration,
+}
+
+impl UserSource {
+    /// The gateway's own file, where it has one.
+    pub fn local(&self) -> Option<&Path> {
+        match self {
+            UserSource::Local(file) => Some(file),
+            UserSource::Table(_) | UserSource::Htpasswd { .. } | UserSource::Endpoint(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for UserSource {
+    /// Without secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UserSource::Local(file) => file.display().fmt(f),
+            UserSource::Endpoint(endpoint) => f.write_str(&endpoint.url),
+            UserSource::Htpasswd { file, .. } => write!(f, "htpasswd:{}", file.display()),
+            UserSource::Table(table) => match &table.database {
+                UserDatabase::Sqlite(file) => write!(f, "sqlite:{}", file.display()),
+                UserDatabase::Postgres(url) | UserDatabase::MySql(url) => url.fmt(f),
+            },
+        }
+    }
+}
+
+/// Users whom a query finds in another system's database.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UserTable {
+    /// Where.
+    pub database: UserDatabase,
+    /// By what.
+    pub query: UserQuery,
+    /// What they may be here.
+    pub roles: RoleSource,
+}
+
+/// Another system's database.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum UserDatabase {
+    /// A file.
+    Sqlite(PathBuf),
+    /// A server.
+    Postgres(DatabaseUrl),
+    /// A server, MariaDB or MySQL.
+    MySql(DatabaseUrl),
+}
+
+/// What another system's roles are here.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RoleSource {
+    /// Ours, lowest first.
+    pub ranked: Vec<String>,
+    /// Theirs to ours; `None`: the same names here and there.
+    pub map: Option<Vec<(String, String)>>,
+    /// Of a user who has none there.
+    pub default: Option<String>,
 }
 
 /// An issuer whose keys are fetched.
@@ -370,13 +488,14 @@ pub fn build(reading: Reading, source: &Source, surroundings: &Surroundings) -> 
     // A file that cannot be read as a whole gets no key made for it.
     let keys = readable.then(|| builder.keys(surroundings)).flatten();
     let trusted = builder.trusted(surroundings);
+    let users = if incomplete.contains("users") { None } else { builder.users() };
     let Builder { found, watched, .. } = builder;
     diagnostics.extend(found);
-    let Some(keys) = keys else { return Err(diagnostics) };
+    let (Some(keys), Some(users)) = (keys, users) else { return Err(diagnostics) };
     if diagnostics.has_errors() {
         return Err(diagnostics);
     }
-    let snapshot = assemble(&raw, source, policy, keys, trusted, watched);
+    let snapshot = assemble(&raw, source, Compiled { policy, keys, trusted, users, watched });
     Ok(Built { snapshot, warnings: diagnostics })
 }
 
@@ -384,6 +503,15 @@ pub fn build(reading: Reading, source: &Source, surroundings: &Surroundings) -> 
 struct TrustedIssuers {
     issuers: Vec<Issuer>,
     remote: Vec<RemoteKeys>,
+}
+
+/// What was made of the file's sections.
+struct Compiled {
+    policy: Policy,
+    keys: (Ring, Option<PathBuf>),
+    trusted: TrustedIssuers,
+    users: UserSource,
+    watched: Vec<PathBuf>,
 }
 
 struct Builder<'a> {
@@ -586,6 +714,127 @@ impl Builder<'_> {
         }
     }
 
+    /// `None`: what is wrong has been said.
+    fn users(&mut self) -> Option<UserSource> {
+        let raw = self.raw;
+        let users = &raw.users;
+        let a_query = "'query', which finds a user in the CMS's own table";
+        let first = |map: &Option<Pairs<String>>| map.as_ref()?.0.first().map(|(name, _)| name.at);
+        let recheck = users.recheck.at.known().map(|_| users.recheck.at);
+        let role = users.role.as_ref().map(|role| role.at);
+        let is_login = users.login.is_some();
+        let is_table = users.query.is_some() && !is_login;
+        let is_file = matches!(users.store.value, UserStore::Htpasswd(_)) && !is_login;
+        let a_store = "a 'store', and 'login' stands in the place of one";
+        let is_set = |given: bool, at: Position| (given && is_login).then_some(at);
+        let is_weak = is_set(users.weak_hashes.value, users.weak_hashes.at);
+        let recipe = users.hash_recipe.as_ref().and_then(|recipe| is_set(true, recipe.at));
+        let store = users.store.at.known().and(is_set(true, users.store.at));
+        for (at, key, fits, needs) in [
+            (first(&users.role_map), "'role_map'", is_table || is_login, a_query),
+            (first(&users.roles), "'roles'", is_file, "'store: htpasswd:FILE'"),
+            (role, "'role'", is_table || is_file || is_login, a_query),
+            (recheck, "'recheck'", is_table || is_file, a_query),
+            (
+                users.query.as_ref().map(|query| query.at),
+                "'query'",
+                !is_file && !is_login,
+                "a database as its 'store'",
+            ),
+            (store, "'store'", false, "no 'login' beside it"),
+            (is_weak, "'weak_hashes'", false, a_store),
+            (recipe, "'hash_recipe'", false, a_store),
+        ] {
+            if let (Some(at), false) = (at, fits) {
+                self.error(at, Problem::UsersNeed { key, needs });
+            }
+        }
+        if let Some(login) = &users.login {
+            return self.endpoint(login);
+        }
+        let (dialect, database) = match &users.store.value {
+            UserStore::Sqlite(file) if !is_table => {
+                return Some(UserSource::Local(self.folder.join(raw.state.as_str()).join(file)));
+            }
+            UserStore::Sqlite(file) => (Dialect::Sqlite, UserDatabase::Sqlite(self.folder.join(file))),
+            UserStore::Postgres(url) => (Dialect::Postgres, UserDatabase::Postgres(url.clone())),
+            UserStore::MySql(url) => (Dialect::MySql, UserDatabase::MySql(url.clone())),
+            UserStore::Htpasswd(file) => {
+                let file = self.folder.join(file);
+                let RoleSource { default, .. } = self.role_source();
+                let roles = self.checked_roles(users.roles.as_ref()).unwrap_or_default();
+                if roles.is_empty() && default.is_none() {
+                    let needs = "'role' or 'roles': the file says nothing about who may do what";
+                    self.error(users.store.at, Problem::UsersNeed { key: "an htpasswd file", needs });
+                }
+                return Some(UserSource::Htpasswd { file, roles, default });
+            }
+        };
+        let Some(query) = &users.query else {
+            let key = "a database of the CMS";
+            self.error(users.store.at, Problem::UsersNeed { key, needs: a_query });
+            return None;
+        };
+        if users.store.at.known().is_none() {
+            self.error(query.at, Problem::UsersNeed { key: "'query'", needs: "'store', the CMS's database" });
+        }
+        let compiled = UserQuery::compile(query, dialect)
+            .map_err(|why| self.error(query.at, Problem::UserQuery { why }));
+        let roles = self.role_source();
+        Some(UserSource::Table(UserTable { database, query: compiled.ok()?, roles }))
+    }
+
+    fn endpoint(&mut self, login: &raw::UserLogin) -> Option<UserSource> {
+        let raw = self.raw;
+        let roles = self.role_source();
+        if login.role.is_none() && roles.default.is_none() {
+            let needs = "'role' in it, or beside it a 'role' for everybody";
+            self.error(login.url.at, Problem::UsersNeed { key: "'login'", needs });
+        }
+        if let Some(rotate) = raw.login.0.as_ref().and_then(|login| login.rotate.0.as_ref()) {
+            let (key, needs) =
+                ("'login.rotate'", "a store of users, which are read afresh; 'users.login' has none");
+            self.error(rotate.at, Problem::UsersNeed { key, needs });
+        }
+        let path = |name: &Option<At<Name>>| name.as_ref().map(|name| ClaimPath::new(name.as_str()));
+        Some(UserSource::Endpoint(Box::new(UserEndpoint {
+            url: login.url.as_str().to_owned(),
+            json: login.format == raw::BodyFormat::Json,
+            username_field: login.username_field.as_str().to_owned(),
+            password_field: login.password_field.as_str().to_owned(),
+            id: ClaimPath::new(login.id.as_str()),
+            username: ClaimPath::new(login.username.as_str()),
+            name: path(&login.name),
+            email: path(&login.email),
+            role: path(&login.role),
+            roles,
+            failures: login.failures.iter().map(|status| status.value).collect(),
+            cookies: login.cookies,
+            timeout: login.timeout.value.get(),
+        })))
+    }
+
+    /// Names to roles of ours.
+    fn checked_roles(&mut self, map: Option<&Pairs<String>>) -> Option<Vec<(String, String)>> {
+        let names = self.raw.roles.iter().map(|role| role.as_str().to_owned()).collect();
+        let roles = Roles::new(names).unwrap_or_default();
+        let pairs = &map?.0;
+        pairs.iter().for_each(|(_, role)| self.check_role(role, &roles, &[]));
+        Some(pairs.iter().map(|(name, role)| (name.value.clone(), role.value.clone())).collect())
+    }
+
+    /// What roles of the CMS are here.
+    fn role_source(&mut self) -> RoleSource {
+        let raw = self.raw;
+        let ranked: Vec<String> = raw.roles.iter().map(|role| role.as_str().to_owned()).collect();
+        let roles = Roles::new(ranked.clone()).unwrap_or_default();
+        let map = self.checked_roles(raw.users.role_map.as_ref());
+        if let Some(role) = &raw.users.role {
+            self.check_role(role, &roles, &[]);
+        }
+        RoleSource { ranked, map, default: raw.users.role.as_ref().map(|role| role.value.clone()) }
+    }
+
     fn trusted(&mut self, surroundings: &Surroundings) -> TrustedIssuers {
         let raw = self.raw;
         let (mut issuers, mut remote) = (Vec::new(), Vec::new());
@@ -678,14 +927,8 @@ impl Builder<'_> {
     }
 }
 
-fn assemble(
-    raw: &Raw,
-    source: &Source,
-    policy: Policy,
-    (ring, key_folder): (Ring, Option<PathBuf>),
-    trusted: TrustedIssuers,
-    watched: Vec<PathBuf>,
-) -> Snapshot {
+fn assemble(raw: &Raw, source: &Source, compiled: Compiled) -> Snapshot {
+    let Compiled { policy, keys: (ring, key_folder), trusted, users, watched } = compiled;
     let tokens = &raw.tokens;
     let own = Issuer {
         issuer: Arc::from(tokens.issuer.as_str()),
@@ -702,7 +945,6 @@ fn assemble(
     let jwks = jwks(ring.keys().iter().map(|one| &one.key));
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let limits = &raw.limits;
-    let UserStore::Sqlite(users) = &raw.users.store.value;
     let SessionStore::Sqlite(sessions) = &raw.sessions.value;
     let state = source.folder.join(raw.state.as_str());
     let upstream = raw.upstream.as_ref();
@@ -746,7 +988,7 @@ fn assemble(
             response: login.response.value.clone(),
             path: login.path.as_str().to_owned(),
             logout: login.logout.0.as_ref().map(|path| path.as_str().to_owned()),
-            cookie: login.cookie.0.as_ref().map(cookie),
+            cookie: login.cookie.0.as_ref().map(|raw| cookie(raw, !matches!(users, UserSource::Endpoint(_)))),
             page: login
                 .page
                 .0
@@ -773,6 +1015,7 @@ fn assemble(
             drain: raw.shutdown.drain.value.get(),
             timeout: raw.shutdown.timeout.value.get(),
         },
+        recheck: raw.users.recheck.value.get(),
         fixed: Fixed {
             listen: raw.listen.0.iter().map(|address| address.value.to_string()).collect(),
             admin: raw.admin.0.as_ref().map(|address| address.value.to_string()),
@@ -781,7 +1024,7 @@ fn assemble(
                 raw::Workers::Auto => None,
                 raw::Workers::Count(count) => Some(usize::from(count)),
             },
-            users: state.join(users),
+            users,
             hashes: HashPolicy {
                 weak: raw.users.weak_hashes.value,
                 recipe: raw.users.hash_recipe.as_ref().map(|recipe| recipe.value.clone()),
@@ -851,7 +1094,7 @@ fn forward_auth(description: &raw::Description) -> ForwardAuth {
 
 /// Without a name of its own, a secure cookie has one that no other host and no plain connection can set
 /// (RFC 6265bis §4.1.3.2).
-fn cookie(raw: &raw::Cookie) -> Cookie {
+fn cookie(raw: &raw::Cookie, can_renew: bool) -> Cookie {
     let default = if raw.secure.value { "__Host-portcullis_token" } else { "portcullis_token" };
     Cookie {
         name: raw.name.as_ref().map_or(default, |name| name.as_str()).to_owned(),
@@ -863,7 +1106,8 @@ fn cookie(raw: &raw::Cookie) -> Cookie {
             (raw::SameSite::None, _) => "; Path=/; HttpOnly; Secure; SameSite=None",
         },
         secure: raw.secure.value,
-        renew: raw.renew,
+        // Whoever cannot be looked at again has to sign in again.
+        renew: raw.renew && can_renew,
     }
 }
 

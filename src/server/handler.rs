@@ -594,7 +594,10 @@ impl Worker {
         let snapshot = std::sync::Arc::clone(&active.snapshot);
         let gateway = std::sync::Arc::clone(&self.gateway);
         self.end(record, Event::Rotation, async move {
-            let outcome = gateway.sessions.rotate(&snapshot, gateway.login.users(), &claims).await;
+            let outcome = match gateway.login.users() {
+                Some(users) => gateway.sessions.rotate(&snapshot, users, &claims).await,
+                None => SessionOutcome::refused(Refusal::NotRotatable),
+            };
             (claims, outcome)
         })
         .await
@@ -650,6 +653,7 @@ impl Worker {
             body,
             client: record.client,
             now: unix_now(),
+            sessions_end: active.snapshot.sessions_end(unix_now()),
         };
         let snapshot = std::sync::Arc::clone(&active.snapshot);
         let service = std::sync::Arc::clone(&self.gateway.login);

@@ -15,6 +15,7 @@ mod pages;
 pub mod proxy_protocol;
 pub mod sessions;
 pub mod trust;
+pub mod users;
 pub mod worker;
 
 use std::sync::Arc;
@@ -31,7 +32,6 @@ use crate::login::session::LiveSessions;
 use crate::observe::audit::Trigger;
 use crate::observe::lines::LineSink;
 use crate::observe::{LogFormat, start_logging};
-use crate::store::sqlite::SqliteUsers;
 use connection::Door;
 pub use gateway::{Active, Gateway, Stage};
 use gateway::{level_name, warn_of};
@@ -71,18 +71,19 @@ pub fn run(
     let flushed = lines.clone();
     let outcome = runtime.block_on(async move {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let users = SqliteUsers::open(&snapshot.fixed.users).await.map_err(|error| error.to_string())?;
-        let users = Arc::new(users);
+        let authority = users::open(&snapshot.fixed.users).await.map_err(|error| error.to_string())?;
         let sessions = LiveSessions::new();
         let hashes = snapshot.fixed.hashes.clone();
-        let login = Login::new(users.clone(), Arc::clone(&sessions), Guard::new(), cores, hashes);
+        let login = Login::new(authority, Arc::clone(&sessions), Guard::new(), cores, hashes);
         login.prepare().await;
         let gateway = Gateway::new(snapshot, loader, login, sessions, lines, log_format, level);
         count_panics(&gateway);
         let keeping = Arc::clone(&gateway);
         let outcome = serve(gateway, cores, ready).await;
         logins::keep_for_the_next_start(&keeping).await;
-        users.close().await;
+        if let Some(users) = keeping.login.users() {
+            users.close().await;
+        }
         outcome
     });
     flushed.flush();
@@ -138,6 +139,8 @@ async fn serve(
     tokio::spawn(trust::keep_fresh(Arc::clone(&gateway)));
     tokio::spawn(keys::keep(Arc::clone(&gateway)));
     tokio::spawn(logins.run());
+    tokio::spawn(users::watch(Arc::clone(&gateway)));
+    tokio::spawn(users::recheck(Arc::clone(&gateway)));
     tokio::spawn(gateway::log_commands(Arc::clone(&gateway)));
     let mut addresses = Vec::new();
     let mut accepting = tokio::task::JoinSet::new();

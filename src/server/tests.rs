@@ -32,10 +32,9 @@ fn with_worker(limits: &str, test: impl AsyncFnOnce(Rc<Worker>)) {
     let builder = tokio::runtime::Builder::new_current_thread;
     // Of its own: the store's time is the world's.
     let stores = builder().enable_all().build().unwrap();
-    let users = stores.block_on(SqliteUsers::open(&snapshot.fixed.users)).unwrap();
+    let users = stores.block_on(users::open(&snapshot.fixed.users)).unwrap();
     let sessions = LiveSessions::new();
-    let login =
-        Login::new(Arc::new(users), Arc::clone(&sessions), Guard::new(), 1, snapshot.fixed.hashes.clone());
+    let login = Login::new(users, Arc::clone(&sessions), Guard::new(), 1, snapshot.fixed.hashes.clone());
     let lines = LineSink::writing_to(std::io::sink()).unwrap();
     let runtime = builder().enable_all().start_paused(true).build_local(LocalOptions::default()).unwrap();
     runtime.block_on(async {

@@ -112,6 +112,10 @@ pub enum WrongCredentials {
     DisabledUser,
     /// The stored hash is of no use.
     UnusableHash,
+    /// A user of the CMS, none of whose roles is one here.
+    NoRole,
+    /// A user of the CMS whose rows are of no use.
+    UnusableUser,
 }
 
 /// What keeps a login from being tried. One answer to the client.
@@ -153,6 +157,8 @@ impl WrongCredentials {
             Self::WrongPassword => "wrong_password",
             Self::DisabledUser => "disabled_user",
             Self::UnusableHash => "unusable_hash",
+            Self::NoRole => "no_role",
+            Self::UnusableUser => "unusable_user",
         }
     }
 }

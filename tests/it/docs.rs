@@ -273,9 +273,12 @@ fn the_reference_has_every_event_and_reason_of_the_audit_log_and_no_other() {
     is("reload_refused", all!(Trigger));
     is("key_change", all!(KeyChange));
     is("user_change", all!(UserChange));
-    for event in ["login", "token_issued", "rotation", "reuse", "revocation", "ban", "lift"] {
+    for event in ["login", "token_issued", "rotation", "reuse", "ban", "lift"] {
         is(event, vec![]);
     }
+    // What a CMS does to its users without asking.
+    let theirs = [UserChange::Role, UserChange::Password, UserChange::Disabled, UserChange::Removed];
+    is("revocation", theirs.map(|change| change.code().to_owned()).to_vec());
     is("logout", all!(Scope));
     is("lock_out", LockedBy::FAILURES.map(|by| by.code().to_owned()).to_vec());
     // What a caller is refused for beyond the token itself, and what a login can fail for beyond the

@@ -4,6 +4,7 @@
 //! is stopped when it is dropped.
 #![allow(dead_code)]
 
+pub mod databases;
 pub mod partners;
 
 use std::io::{BufRead, BufReader, Write};

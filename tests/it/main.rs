@@ -4,6 +4,8 @@ mod abandoned;
 mod advisories;
 mod browser;
 mod cli;
+mod cms_login;
+mod cms_users;
 mod cookies;
 mod differential;
 mod docs;
