@@ -147,6 +147,12 @@ pub enum Problem {
     AlgorithmNeedsSecret { algorithm: String },
     /// A secret with an algorithm that wants a key pair.
     AlgorithmNeedsKeys { algorithm: String },
+    /// Assertions that only somebody with the signing secret could check.
+    AssertionNeedsKeys { algorithm: String },
+    /// Assertions for an upstream that the gateway does not know.
+    AssertionForWhom,
+    /// Assertions for the audience of login tokens.
+    AssertionAudience { audience: String },
     /// A trusted issuer's algorithm and its kind of key that do not go together.
     AlgorithmAndSource { algorithm: String, source: &'static str },
     /// `shutdown.drain` reaches past `shutdown.timeout`.
@@ -417,6 +423,19 @@ impl fmt::Display for Problem {
             Problem::AlgorithmNeedsKeys { algorithm } => write!(
                 f,
                 "{algorithm} signs with a key pair: 'keys' must be a folder, or 'algorithm' one of HS256, HS384 or HS512"
+            ),
+            Problem::AssertionNeedsKeys { algorithm } => write!(
+                f,
+                "an assertion signed with {algorithm} could only be checked by whoever can make login tokens: \
+                 'tokens.algorithm' must be one with a key pair, such as EdDSA"
+            ),
+            Problem::AssertionForWhom => {
+                f.write_str("without 'upstream', an assertion needs an 'audience': write a mapping with 'header' and 'audience'")
+            }
+            Problem::AssertionAudience { audience } => write!(
+                f,
+                "assertions cannot have the audience of login tokens, '{}': name the upstream by another",
+                tidy(audience)
             ),
             Problem::AlgorithmAndSource { algorithm, source } => {
                 write!(f, "{algorithm} cannot be verified with {source}")

@@ -507,6 +507,31 @@ log: { format: json, level: debug, access: false }
                 "shutdown: { drain: 30s }",
                 "3:20: 'shutdown.drain' reaches past 'shutdown.timeout', and both count from the signal to stop",
             ),
+            // Assertions.
+            (
+                "identity: { assertion: X-A }\ntokens: { algorithm: HS256, keys: { secret: ${JWT_SECRET} } }",
+                "4:22: an assertion signed with HS256 could only be checked by whoever can make login tokens: 'tokens.algorithm' must be one with a key pair, such as EdDSA",
+            ),
+            (
+                "identity: { assertion: { header: X-A, audience: portcullis } }",
+                "3:49: assertions cannot have the audience of login tokens, 'portcullis': name the upstream by another",
+            ),
+            (
+                "identity: { assertion: X-A }\ntokens: { audience: 'http://cms:3000' }",
+                "4:21: assertions cannot have the audience of login tokens, 'http://cms:3000': name the upstream by another",
+            ),
+            (
+                "identity: { assertion: X-Auth-User }",
+                "3:24: an upstream could take the header 'X-Auth-User' for 'X-Auth-User' of a default; identity headers must differ",
+            ),
+            (
+                "identity: { assertion: { header: X-A, ttl: 1s } }",
+                "3:44: 'identity.assertion.ttl': '1s' is less than 10s, the least allowed here",
+            ),
+            (
+                "identity: { assertion: { ttl: 60s } }",
+                "3:24: the key 'header' is missing in 'identity.assertion'",
+            ),
             // References.
             ("state: ${GONE}", "3:8: the environment variable 'GONE' is not set"),
             ("state: a-${GONE}", "3:10: the environment variable 'GONE' is not set"),
@@ -549,6 +574,22 @@ log: { format: json, level: debug, access: false }
             }
         }
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    #[test]
+    fn an_assertion_says_for_whom_it_is() {
+        let file = |assertion: &str| {
+            format!(
+                "roles: [A]\nforward_auth: 127.0.0.1:1\nidentity: {{ assertion: {assertion} }}\nrules: []\n"
+            )
+        };
+        assert_eq!(
+            messages(&file("X-A")),
+            [
+                "3:24: without 'upstream', an assertion needs an 'audience': write a mapping with 'header' and 'audience'"
+            ]
+        );
+        assert_eq!(messages(&file("{ header: X-A, audience: cms }")), [""; 0]);
     }
 
     #[test]

@@ -704,6 +704,10 @@ pub struct Identity {
     pub email: OrFalse<At<HeaderName>>,
     /// The user's full name.
     pub name: OrFalse<At<HeaderName>>,
+    /// A short-lived JWT for the upstream that says who is asking: a header, or its details.
+    #[serde(deserialize_with = "assertion")]
+    #[schemars(with = "OrFalse<AssertionForm>")]
+    pub assertion: OrFalse<Assertion>,
     /// A header that lets the upstream tell the gateway from a stranger.
     pub secret: OrFalse<HeaderSecret>,
     /// Whether the client's own token goes on to the upstream.
@@ -718,10 +722,46 @@ impl Default for Identity {
             role: OrFalse(Some(at("X-Auth-Role"))),
             email: OrFalse(None),
             name: OrFalse(None),
+            assertion: OrFalse(None),
             secret: OrFalse(None),
             forward_token: false,
         }
     }
+}
+
+/// A short-lived JWT, signed for the upstream with the key that signs tokens.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Assertion {
+    /// The header's name.
+    pub header: At<HeaderName>,
+    /// The claim `aud`; when left out, the upstream's URL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audience: Option<At<Name>>,
+    /// How long one is valid; it is sent for half as long.
+    #[serde(default = "a_minute")]
+    pub ttl: At<Duration<{ 10 * SECOND }, { 10 * MINUTE }>>,
+}
+
+fn a_minute() -> At<Duration<{ 10 * SECOND }, { 10 * MINUTE }>> {
+    after::<60_000, _, _>()
+}
+
+/// `assertion: HEADER` is short for `assertion: { header: HEADER }`.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(untagged, inline)]
+enum AssertionForm {
+    #[serde(rename = "$text")]
+    Header(At<HeaderName>),
+    #[serde(rename = "$mapping")]
+    Full(Box<Assertion>),
+}
+
+fn assertion<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OrFalse<Assertion>, D::Error> {
+    Ok(OrFalse(OrFalse::<AssertionForm>::deserialize(deserializer)?.0.map(|form| match form {
+        AssertionForm::Full(assertion) => *assertion,
+        AssertionForm::Header(header) => Assertion { header, audience: None, ttl: a_minute() },
+    })))
 }
 
 /// A header with a shared secret.
@@ -1154,6 +1194,12 @@ impl Raw {
                 found.push(Diagnostic::error(place, Problem::SessionShorterThanToken));
             }
         }
+        if whole("identity")
+            && whole("tokens")
+            && let OrFalse(Some(assertion)) = &self.identity.assertion
+        {
+            self.assertion_contradictions(assertion, &mut found);
+        }
         if whole("shutdown") && self.shutdown.drain.get() > self.shutdown.timeout.get() {
             let place = self.shutdown.drain.at.max(self.shutdown.timeout.at);
             found.push(Diagnostic::error(place, Problem::DrainPastTimeout));
@@ -1170,6 +1216,27 @@ impl Raw {
         }
         found
     }
+
+    /// An assertion must not be mistaken for a login token, nor help to make one.
+    fn assertion_contradictions(&self, assertion: &Assertion, found: &mut Vec<Diagnostic>) {
+        let tokens = &self.tokens;
+        if tokens.algorithm.is_symmetric() {
+            let algorithm = format!("{:?}", tokens.algorithm.value);
+            let place = assertion.header.at.max(tokens.algorithm.at);
+            found.push(Diagnostic::error(place, Problem::AssertionNeedsKeys { algorithm }));
+        }
+        let url = self.upstream.as_ref().map(|upstream| upstream.url.to_string());
+        let audience = assertion.audience.as_ref().map(|audience| audience.as_str()).or(url.as_deref());
+        if audience.is_none() && self.forward_auth.0.is_some() {
+            found.push(Diagnostic::error(assertion.header.at, Problem::AssertionForWhom));
+        }
+        if audience == Some(tokens.audience.as_str()) {
+            let at = assertion.audience.as_ref().map_or(assertion.header.at, |audience| audience.at);
+            let audience = tokens.audience.as_str().to_owned();
+            found
+                .push(Diagnostic::error(at.max(tokens.audience.at), Problem::AssertionAudience { audience }));
+        }
+    }
 }
 
 impl Identity {
@@ -1177,7 +1244,8 @@ impl Identity {
     pub fn headers(&self) -> impl Iterator<Item = &At<HeaderName>> {
         let names = [&self.id, &self.user, &self.role, &self.email, &self.name];
         let secret = self.secret.0.as_ref().map(|secret| &secret.header);
-        names.into_iter().filter_map(|name| name.0.as_ref()).chain(secret)
+        let assertion = self.assertion.0.as_ref().map(|assertion| &assertion.header);
+        names.into_iter().filter_map(|name| name.0.as_ref()).chain(assertion).chain(secret)
     }
 
     fn contradictions(&self, found: &mut Vec<Diagnostic>) {

@@ -33,8 +33,8 @@ use crate::policy::{
     RuleProblem,
 };
 use crate::token::{
-    Algorithm, ClaimPath, Claims, Issuer, IssuerKind, Ring, RingKey, Signer, SigningKey, Trusted, Verifier,
-    VerifyingKey, jwks, parse_jwks,
+    Algorithm, Asserter, ClaimPath, Claims, Issuer, IssuerKind, Ring, RingKey, Signer, SigningKey, Trusted,
+    Verifier, VerifyingKey, jwks, parse_jwks,
 };
 
 /// Where the public keys are published.
@@ -141,12 +141,19 @@ pub struct OwnKeys {
     pub longest_token: Duration,
     /// What signs with each key, in the ring's order.
     signers: Vec<Signer>,
+    /// What signs assertions with each key, in the ring's order; nothing where they are off.
+    asserters: Vec<Asserter>,
 }
 
 impl OwnKeys {
     /// What signs at `now` (Unix seconds). `None` only where the first key is still to be made.
     pub fn signer(&self, now: u64) -> Option<&Signer> {
         self.ring.signing(now).map(|place| &self.signers[place])
+    }
+
+    /// What signs assertions at `now` (Unix seconds). `None` where they are off.
+    pub fn asserter(&self, now: u64) -> Option<&Asserter> {
+        self.ring.signing(now).and_then(|place| self.asserters.get(place))
     }
 }
 
@@ -158,6 +165,8 @@ pub struct Identity {
     role: Option<HeaderName>,
     email: Option<HeaderName>,
     name: Option<HeaderName>,
+    /// What the signed assertion goes in.
+    pub assertion: Option<HeaderName>,
     /// Lets the upstream tell the gateway from a stranger.
     pub secret: Option<(HeaderName, HeaderValue)>,
     /// Whether the client's own token goes on.
@@ -168,7 +177,7 @@ impl Identity {
     /// Every name that the gateway alone may use.
     pub fn header_names(&self) -> impl Iterator<Item = &HeaderName> {
         let claims = [&self.id, &self.user, &self.role, &self.email, &self.name].into_iter().flatten();
-        claims.chain(self.secret.as_ref().map(|(name, _)| name))
+        claims.chain(&self.assertion).chain(self.secret.as_ref().map(|(name, _)| name))
     }
 
     /// What the claims of a caller put into which header.
@@ -955,6 +964,16 @@ fn assemble(raw: &Raw, source: &Source, compiled: Compiled) -> Snapshot {
         verifier: Verifier::new(issuers, leeway.as_secs(), token_bytes, policy.roles().names().to_vec()),
         keys: OwnKeys {
             signers: ring.keys().iter().map(signer).collect(),
+            asserters: raw.identity.assertion.0.as_ref().map_or_else(Vec::new, |assertion| {
+                let named = assertion.audience.as_ref().map(|audience| audience.as_str().to_owned());
+                // Where there is neither, the file has been refused.
+                let audience = named.or_else(|| upstream.map(|upstream| upstream.url.to_string()));
+                let audience = audience.unwrap_or_default();
+                let key = |one: &RingKey| {
+                    Asserter::new(one.key.clone(), tokens.issuer.as_str(), &*audience, assertion.ttl.get())
+                };
+                ring.keys().iter().map(key).collect()
+            }),
             ring,
             folder: key_folder,
             algorithm: tokens.algorithm.value,
@@ -1056,6 +1075,7 @@ fn identity(raw: &raw::Identity) -> Identity {
         role: name(&raw.role),
         email: name(&raw.email),
         name: name(&raw.name),
+        assertion: raw.assertion.0.as_ref().map(|assertion| header_name(assertion.header.as_str())),
         secret: raw.secret.0.as_ref().map(|secret| {
             let mut value = HeaderValue::from_str(secret.value.expose())
                 .expect("a checked header value is a header value");

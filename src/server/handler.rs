@@ -307,7 +307,7 @@ impl Worker {
         let renews = proof == Proof::Cookie && pages::may_renew(active, &parts, known.as_deref());
         if asked.is_some() {
             let mut answer = forward_auth::allowed();
-            identify(active, answer.headers_mut(), known.as_deref());
+            active.identify(known.as_deref(), answer.headers_mut())?;
             if renews && let Some(known) = &known {
                 self.renew(active, known, answer.headers_mut());
             }
@@ -316,7 +316,7 @@ impl Worker {
         let upstream = active.upstream.as_ref().ok_or(Refusal::NoUpstream)?;
         let upgrade = if stripped.websocket { parts.extensions.remove::<OnUpgrade>() } else { None };
         let (body, progress) = request_body(active, &parts, body)?;
-        self.speak_for(active, connection, &mut parts.headers, known.as_deref(), record);
+        self.speak_for(active, connection, &mut parts.headers, known.as_deref(), record)?;
         let request = Request::from_parts(parts, body);
         let asks = Asks { websocket: upgrade.is_some(), trailers: stripped.trailers };
         connection.forwarded.set(true);
@@ -416,7 +416,7 @@ impl Worker {
         headers: &mut HeaderMap,
         known: Option<&Known>,
         record: &mut Record,
-    ) {
+    ) -> Result<(), Refusal> {
         // Once for all that follow, instead of growing on the way.
         headers.reserve(SPOKEN);
         let trusted = &active.snapshot.trusted_proxies;
@@ -428,7 +428,7 @@ impl Worker {
         if let Some(host) = &active.snapshot.upstream_host {
             headers.insert(HOST, host.clone());
         }
-        identify(active, headers, known);
+        active.identify(known, headers)
     }
 
     fn switch(
@@ -743,18 +743,6 @@ fn ask_about(active: &Local, parts: &mut Parts, record: &mut Record) -> Result<A
     record.method.clone_from(&parts.method);
     record.path = parts.uri.path_and_query().cloned();
     Ok(asked)
-}
-
-/// Writes who the caller is, and the secret that vouches for it.
-fn identify(active: &Local, headers: &mut HeaderMap, known: Option<&Known>) {
-    if let Some((name, value)) = &active.snapshot.identity.secret {
-        headers.insert(name.clone(), value.clone());
-    }
-    if let Some(known) = known {
-        for (name, value) in &known.headers {
-            headers.insert(name.clone(), value.clone());
-        }
-    }
 }
 
 fn finish_own(response: Response<Bytes>, ending: &Ending) -> Response<AnswerBody> {

@@ -8,19 +8,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use ipnet::IpNet;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
 use super::connection::{self, Connection, ConnectionLimits, Door};
+use super::handler::unix_now;
 use super::{Active, Gateway, proxy_protocol};
 use crate::observe::audit::Audit;
 use crate::observe::lines::Access;
 use crate::proxy::Upstream;
 use crate::stream::Stream;
-use crate::token::{InvalidToken, TokenCache, TokenError, VerifiedClaims};
+use crate::token::{Assertion, InvalidToken, TokenCache, TokenError, VerifiedClaims};
 use crate::wire::answer::Refusal;
 use crate::wire::headers::{HeaderRules, value_of};
 use crate::wire::hygiene::HeadLimits;
@@ -84,6 +85,33 @@ pub struct Known {
     pub headers: Vec<(http::HeaderName, HeaderValue)>,
     /// The epoch of the revocations at which the token was last found live.
     live_at: Cell<u64>,
+    /// What the upstream is told in `identity.assertion`.
+    asserted: Asserted,
+}
+
+/// The assertion that was last signed for a caller, and the Unix second from which on another is due.
+#[derive(Default)]
+struct Asserted(RefCell<Option<(HeaderValue, u64)>>);
+
+impl Asserted {
+    /// The one for `now`: signing costs as much as verifying, so one is used again until half its life is over.
+    fn at(
+        &self,
+        now: u64,
+        sign: impl FnOnce() -> Result<Assertion, Refusal>,
+    ) -> Result<HeaderValue, Refusal> {
+        let mut last = self.0.borrow_mut();
+        if let Some((value, renew_at)) = &*last
+            && now < *renew_at
+        {
+            return Ok(value.clone());
+        }
+        let Assertion { text, renew_at } = sign()?;
+        let mut value = HeaderValue::try_from(text).expect("base64url and dots are a header value");
+        value.set_sensitive(true);
+        *last = Some((value.clone(), renew_at));
+        Ok(value)
+    }
 }
 
 /// This thread's view of the configuration in force. A request keeps the one that it began with.
@@ -166,9 +194,33 @@ impl Local {
         let claims = self.verify_anew(gateway, token, now)?;
         let headers = self.snapshot.identity.claims(&claims);
         let headers = headers.map(|(name, value)| (name.clone(), value_of(value))).collect();
-        let known = Rc::new(Known { claims, headers, live_at: Cell::new(0) });
+        let known = Rc::new(Known { claims, headers, live_at: Cell::new(0), asserted: Asserted::default() });
         self.tokens.borrow_mut().insert(token, Rc::clone(&known), known.claims.expires_at);
         Ok(known)
+    }
+
+    /// Writes into `headers` who is asking, as the upstream is told: `identity.*`, its secret first.
+    ///
+    /// # Errors
+    /// `Internal` if an assertion cannot be signed.
+    pub fn identify(&self, known: Option<&Known>, headers: &mut HeaderMap) -> Result<(), Refusal> {
+        let identity = &self.snapshot.identity;
+        if let Some((name, value)) = &identity.secret {
+            headers.insert(name.clone(), value.clone());
+        }
+        let Some(known) = known else { return Ok(()) };
+        for (name, value) in &known.headers {
+            headers.insert(name.clone(), value.clone());
+        }
+        if let Some(name) = &identity.assertion {
+            let now = unix_now();
+            let value = known.asserted.at(now, || {
+                let signed = self.snapshot.keys.asserter(now).map(|key| key.assert(&known.claims, now));
+                signed.and_then(Result::ok).ok_or(Refusal::Internal("an assertion could not be signed"))
+            })?;
+            headers.insert(name.clone(), value);
+        }
+        Ok(())
     }
 
     /// Networks whose word is believed.
@@ -462,5 +514,25 @@ struct Loaded(Arc<AtomicUsize>);
 impl Drop for Loaded {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_assertion_is_signed_again_at_half_its_life_and_not_before() {
+        let asserted = Asserted::default();
+        let signed = Cell::new(0);
+        for (now, expected) in [(100, 1), (100, 1), (129, 1), (130, 2), (159, 2), (160, 3), (9_000, 4)] {
+            let value = asserted.at(now, || {
+                signed.set(signed.get() + 1);
+                Ok(Assertion { text: signed.get().to_string(), renew_at: now + 30 })
+            });
+            assert_eq!(value.unwrap(), expected.to_string().as_str(), "at {now}");
+        }
+        let failed = asserted.at(10_000, || Err(Refusal::Internal("no key")));
+        assert_eq!(failed.unwrap_err().code(), "internal", "nothing that is over is sent instead");
     }
 }

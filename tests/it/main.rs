@@ -2,6 +2,7 @@
 
 mod abandoned;
 mod advisories;
+mod assertion;
 mod browser;
 mod cli;
 mod cms_login;
