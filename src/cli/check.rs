@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{CliError, in_runtime, now, open_sessions, open_users, printed};
+use crate::config::Filled;
 use crate::config::reload::{LoadError, Loader};
 use crate::config::snapshot::{Built, Snapshot, Surroundings, UserSource};
 use crate::fetch::Client;
@@ -45,6 +46,9 @@ pub fn run(loader: &Loader, network: bool, out: &mut dyn Write) -> Result<ExitCo
         found.push(count(warned, "warning"));
     }
     printed(writeln!(out, "{} is valid: {}", loader.path().display(), found.join(", ")))?;
+    if let Some(filled) = &snapshot.filled {
+        printed(tell_preset(filled, &snapshot, out))?;
+    }
     if snapshot.keys.signer(super::now()).is_none() {
         printed(writeln!(out, "a signing key will be made at the first start"))?;
     }
@@ -53,6 +57,26 @@ pub fn run(loader: &Loader, network: bool, out: &mut dyn Write) -> Result<ExitCo
     }
     let all_well = in_runtime(try_network(&snapshot, out))??;
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// What the preset has put into the file, and what of it made way.
+fn tell_preset(filled: &Filled, snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
+    let name = filled.preset.name();
+    writeln!(out, "preset {name} ({})", filled.preset.title())?;
+    if !filled.keys.is_empty() {
+        writeln!(out, "  fills in {}", filled.keys.join(", "))?;
+    }
+    for path in &filled.replaced {
+        writeln!(out, "  leaves {path} to the file's own rule")?;
+    }
+    let policy = &snapshot.policy;
+    let rules = policy.rules().iter().zip(&snapshot.rule_labels).zip(&snapshot.rule_positions);
+    let added: Vec<_> = rules.filter(|(_, at)| at.preset().is_some()).collect();
+    writeln!(out, "  adds {}", count(added.len(), "rule"))?;
+    for ((rule, label), at) in added {
+        writeln!(out, "    line {:<4} {:<16} {label}", at.line, policy.wording(rule.allow))?;
+    }
+    Ok(())
 }
 
 async fn try_network(snapshot: &Snapshot, out: &mut dyn Write) -> Result<bool, CliError> {

@@ -19,9 +19,9 @@ use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::Source;
 use crate::config::reload::{LoadError, Loader};
 use crate::config::snapshot::{Built, Snapshot, Surroundings};
+use crate::config::{Preset, Source};
 use crate::login::Authority;
 use crate::observe::audit::{Audit, Event, Reason};
 use crate::observe::outbox;
@@ -54,8 +54,14 @@ enum Command {
     /// Run a sample CMS, the gateway in front of it and three users, in a temporary folder
     Demo,
     /// Write a commented starter file
-    #[command(after_help = "Example:\n  portcullis init --config gateway.yaml")]
-    Init,
+    #[command(
+        after_help = "Examples:\n  portcullis init --config gateway.yaml\n  portcullis init --preset wordpress"
+    )]
+    Init {
+        /// For a CMS that is known: its roles, rules and identity come with it
+        #[arg(long, value_name = "NAME")]
+        preset: Option<Preset>,
+    },
     /// Say everything that is wrong with the configuration, without starting
     #[command(
         after_help = "Exit code 2 when the file would be refused.\n\nExample:\n  portcullis check --network"
@@ -135,7 +141,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, CliError> {
             drop(out);
             demo::run()?;
         }
-        Command::Init => extras::init(loader.path(), &mut out)?,
+        Command::Init { preset } => extras::init(loader.path(), preset, &mut out)?,
         Command::Check { network } => return check::run(&loader, network, &mut out),
         Command::Explain(explain) => {
             explain::run(&explain, &load(&loader, &Surroundings::default())?.0, &mut out)?

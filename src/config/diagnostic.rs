@@ -8,26 +8,72 @@
 use std::fmt;
 
 use super::Source;
+use super::preset::Preset;
 use super::query::QueryError;
 use super::value::ValueError;
 use crate::policy::method::MethodError;
 use crate::policy::pattern::PatternError;
 
-/// A place in the file: line and column, both from 1, the column in characters.
+/// The text that a place is in. In order of weight: of two places that contradict each other, the one that
+/// somebody can change is named.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Origin {
+    /// A default.
+    #[default]
+    Nowhere,
+    /// The preset that the file names.
+    Preset(Preset),
+    /// The file itself.
+    File,
+}
+
+/// A place in the file or its preset: line and column, both from 1, the column in characters.
 ///
-/// 0:0 is "nowhere in the file" and belongs to values that were filled in by default.
+/// 0:0 is nowhere and belongs to values that were filled in by default.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Position {
-    /// From 1; 0 when the value is not in the file.
+    /// Of which text.
+    pub origin: Origin,
+    /// From 1; 0 when the value is not written anywhere.
     pub line: u32,
-    /// In characters, from 1; 0 when the value is not in the file.
+    /// In characters, from 1; 0 when the value is not written anywhere.
     pub column: u32,
 }
 
 impl Position {
+    /// A place in the file.
+    pub const fn in_file(line: u32, column: u32) -> Position {
+        Position { origin: Origin::File, line, column }
+    }
+
     /// The place, unless it is that of a default.
     pub fn known(self) -> Option<Position> {
         (self.line > 0).then_some(self)
+    }
+
+    /// The preset that it is in, unless it is in the file.
+    pub fn preset(self) -> Option<Preset> {
+        match self.origin {
+            Origin::Preset(preset) => Some(preset),
+            Origin::Nowhere | Origin::File => None,
+        }
+    }
+
+    /// `7`, or `7 of the preset wordpress`: what goes behind the word "line".
+    pub fn line_in_words(self) -> String {
+        match self.preset() {
+            None => self.line.to_string(),
+            Some(preset) => format!("{} of the preset {}", self.line, preset.name()),
+        }
+    }
+
+    /// `gateway.yaml:7:3`, or `preset wordpress:7:3`; `file` is the file's name.
+    pub fn with_name(self, file: &str) -> String {
+        let (line, column) = (self.line, self.column);
+        match self.preset() {
+            None => format!("{file}:{line}:{column}"),
+            Some(preset) => format!("preset {}:{line}:{column}", preset.name()),
+        }
     }
 }
 
@@ -331,7 +377,7 @@ impl fmt::Display for Problem {
                 }
             }
             Problem::DuplicateKey { key, first } => {
-                write!(f, "the key '{}' stands here a second time, first in line {}", tidy(key), first.line)
+                write!(f, "the key '{}' stands here a second time, first in line {}", tidy(key), first.line_in_words())
             }
             Problem::MissingKey { key, within } if within.is_empty() => {
                 write!(f, "the key '{key}' is missing")
@@ -365,7 +411,7 @@ impl fmt::Display for Problem {
             },
             Problem::Value { key, value, why } => write!(f, "'{key}': {value} {why}"),
             Problem::DuplicateItem { value, first } => {
-                write!(f, "{value} is listed a second time, first in line {}", first.line)
+                write!(f, "{value} is listed a second time, first in line {}", first.line_in_words())
             }
             Problem::NotExactlyOne { of, found } if found.is_empty() => {
                 write!(f, "one of the keys {} is missing", either(&quoted(of)))
@@ -448,7 +494,8 @@ impl fmt::Display for Problem {
             Problem::Methods { why } => why.fmt(f),
             Problem::RulesTie { other, method } => {
                 let what = method.as_ref().map_or("every method".to_owned(), |method| method.clone());
-                write!(f, "ties with the rule in line {}: both are for the same paths and {what}", other.line)
+                let line = other.line_in_words();
+                write!(f, "ties with the rule in line {line}: both are for the same paths and {what}")
             }
             Problem::CoversEndpoint { path } => {
                 write!(f, "'{path}' belongs to the gateway itself; no rule can be for it")
@@ -462,7 +509,7 @@ impl fmt::Display for Problem {
             Problem::BodyCouldCarry { laxer } => write!(
                 f,
                 "bodies are not read: a POST, for which the rule in line {} asks less, may carry these parameters too",
-                laxer.line
+                laxer.line_in_words()
             ),
             Problem::NoRules => f.write_str("there are no rules, so every request is refused"),
             Problem::UserQuery { why } => write!(f, "'users.query' {why}"),
@@ -474,7 +521,7 @@ impl fmt::Display for Problem {
             ),
             Problem::ExpectationFailed { expected, found, rule } => {
                 write!(f, "expected {expected}, but it is {found}")?;
-                rule.map_or(Ok(()), |rule| write!(f, " by the rule in line {}", rule.line))
+                rule.map_or(Ok(()), |rule| write!(f, " by the rule in line {}", rule.line_in_words()))
             }
             Problem::Keys { what } | Problem::TrustedKeys { what } => f.write_str(what),
             Problem::SamePath { path } => write!(
@@ -496,7 +543,7 @@ impl fmt::Display for Problem {
 
 /// "of line 7", or of no line.
 fn of(place: Position) -> String {
-    place.known().map_or("of a default".into(), |place| format!("of line {}", place.line))
+    place.known().map_or("of a default".into(), |place| format!("of line {}", place.line_in_words()))
 }
 
 fn quoted(names: &[String]) -> Vec<String> {
@@ -571,14 +618,23 @@ fn render_one(out: &mut String, diagnostic: &Diagnostic, source: &Source, lines:
     let (bold, red, yellow, dim, reset) =
         (paint("\x1b[1m"), paint("\x1b[31m"), paint("\x1b[33m"), paint("\x1b[2m"), paint("\x1b[0m"));
     let tone = if diagnostic.severity == Severity::Error { red } else { yellow };
-    let place = diagnostic.at.map_or(String::new(), |at| format!("{}:{}:", at.line, at.column));
-    out.push_str(&format!("{bold}{}:{place}{reset} ", tidy(&source.name)));
+    let name = tidy(&source.name);
+    let place = diagnostic.at.map_or(name.clone(), |at| at.with_name(&name));
+    out.push_str(&format!("{bold}{place}:{reset} "));
     if diagnostic.severity == Severity::Warning {
         out.push_str(&format!("{tone}warning:{reset} "));
     }
     out.push_str(&format!("{}\n", diagnostic.problem));
 
     let Some(at) = diagnostic.at else { return };
+    let preset: Vec<&str>;
+    let lines = match at.preset() {
+        None => lines,
+        Some(named) => {
+            preset = self::lines(named.text()).collect();
+            &preset
+        }
+    };
     let index = at.line as usize - 1;
     if index >= lines.len() {
         return;

@@ -11,6 +11,7 @@ pub mod diagnostic;
 mod forms;
 pub mod keyring;
 mod network;
+pub mod preset;
 pub mod query;
 pub mod raw;
 pub mod recipe;
@@ -28,7 +29,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-pub use diagnostic::{Diagnostic, Diagnostics, Position, Problem, Severity};
+pub use diagnostic::{Diagnostic, Diagnostics, Origin, Position, Problem, Severity};
+pub use preset::{Filled, Preset};
 pub use raw::{At, Raw};
 pub use schema::json_schema;
 
@@ -76,6 +78,8 @@ pub struct Reading {
     pub files: Vec<PathBuf>,
     /// Top-level keys that something was left out of: what `raw` holds there is not what the file says.
     pub incomplete: BTreeSet<String>,
+    /// What its preset has filled in, where it names one.
+    pub filled: Option<Filled>,
 }
 
 /// Reads a file as far as it goes. For whoever has more to check and wants to report everything at once.
@@ -90,10 +94,19 @@ pub fn read(source: &Source, env: &dyn Fn(&str) -> Option<String>) -> Reading {
                 diagnostics: Diagnostics::new(vec![*diagnostic]),
                 files: Vec::new(),
                 incomplete: BTreeSet::new(),
+                filled: None,
             };
         }
     };
-    let lookup = reference::Lookup { folder: &source.folder, env, files: Vec::new() };
+    let mut lookup = reference::Lookup { folder: &source.folder, env, files: Vec::new() };
+    // Before the check, which sees one tree: to it, what the preset says is as good as written. A name that
+    // is none, or that a reference fails to give, is the check's to report.
+    let named = preset::named_in(&tree).map(str::to_owned);
+    let named = named.and_then(|named| match lookup.interpolate(&named, reference::Surroundings::Plain) {
+        Ok(other) => Some(other.unwrap_or(named)),
+        Err(_) => None,
+    });
+    let filled = named.and_then(|named| preset::fill_in(&mut tree, &named));
     let mut check = check::Check::new(diagnostic::lines(&source.text).collect(), lookup);
     let readable = check.root(&mut tree, schema::root());
     let raw = readable.then(|| Raw::deserialize(&tree)).and_then(|raw| {
@@ -110,6 +123,7 @@ pub fn read(source: &Source, env: &dyn Fn(&str) -> Option<String>) -> Reading {
         diagnostics: Diagnostics::new(check.found),
         files: check.lookup.files,
         incomplete: check.incomplete,
+        filled,
     }
 }
 
@@ -181,8 +195,8 @@ mod tests {
             (upstream.url.to_string().as_str(), upstream.max_connections.value),
             ("http://127.0.0.1:3000", 1024)
         );
-        assert_eq!(upstream.url.at, Position { line: 2, column: 11 });
-        assert_eq!(raw.rules[1].allow.at, Position { line: 6, column: 54 });
+        assert_eq!(upstream.url.at, Position::in_file(2, 11));
+        assert_eq!(raw.rules[1].allow.at, Position::in_file(6, 54));
         assert_eq!(
             raw.rules[1].methods.as_ref().map(|methods| methods.0[0].as_str().to_owned()),
             Some("GET".into())
@@ -266,7 +280,7 @@ log: { format: json, level: debug, access: false }
             ("rules: [{ path: /a }]", "3:9: the key 'allow' is missing in 'rules'"),
             (
                 "tls: { cert: a, key: b }",
-                "3:1: unknown key 'tls'; known here: listen, admin, forward_auth, workers, state, trusted_proxies, proxy_protocol, upstream, roles, rules, expect, paths, identity, tokens, login, errors, users, sessions, cors_preflight, limits, shutdown, log",
+                "3:1: unknown key 'tls'; known here: preset, listen, admin, forward_auth, workers, state, trusted_proxies, proxy_protocol, upstream, roles, rules, expect, paths, identity, tokens, login, errors, users, sessions, cors_preflight, limits, shutdown, log",
             ),
             // Load balancers.
             (

@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub use super::de::At;
 use super::diagnostic::{Diagnostic, Problem};
 pub use super::forms::{OneOrMany, OrFalse, OrOff, Pairs, Switch};
+use super::preset::Preset;
 use super::recipe::Recipe;
 use super::template::{ERROR_VARIABLES, LOGIN_VARIABLES, Template};
 use super::value::{
@@ -36,6 +37,9 @@ const KIB: u64 = 1024;
 #[serde(default, deny_unknown_fields)]
 #[schemars(title = "gateway.yaml", extend("required" = ["roles"]))]
 pub struct Raw {
+    /// A CMS that is known: fills in roles, rules, identity and more where this file says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<At<Preset>>,
     /// Where clients connect: `host:port`, or a list of such.
     pub listen: OneOrMany<At<Address>>,
     /// Where probes, metrics and reloads are served; false turns it off. Never make it public.
@@ -94,6 +98,7 @@ pub struct Raw {
 impl Default for Raw {
     fn default() -> Self {
         Raw {
+            preset: None,
             listen: OneOrMany(vec![at("0.0.0.0:8080")]),
             admin: OrFalse(Some(at("127.0.0.1:9090"))),
             forward_auth: OrFalse(None),

@@ -23,7 +23,7 @@ use super::raw::{self, Pairs, Raw};
 use super::recipe::HashPolicy;
 use super::template::Template;
 use super::value::{Name, PublicKey, SessionStore, UserStore};
-use super::{At, Diagnostic, Diagnostics, Position, Problem, Reading, Source, keyring, raw::Keys};
+use super::{At, Diagnostic, Diagnostics, Filled, Position, Problem, Reading, Source, keyring, raw::Keys};
 use crate::policy::method::Methods;
 use crate::policy::path::EncodedSlash;
 use crate::policy::query::QueryCondition;
@@ -55,6 +55,8 @@ pub struct Snapshot {
     pub rule_labels: Vec<String>,
     /// Where each rule stands in the file.
     pub rule_positions: Vec<Position>,
+    /// What the preset has filled in, where the file names one.
+    pub filled: Option<Filled>,
     /// `expect` cases, all of which hold.
     pub expectations: usize,
     /// Checks tokens, ours and those of trusted issuers.
@@ -479,7 +481,7 @@ pub struct Built {
 /// # Errors
 /// Every problem, those of reading and those found here, in the file's order.
 pub fn build(reading: Reading, source: &Source, surroundings: &Surroundings) -> Result<Built, Diagnostics> {
-    let Reading { raw, mut diagnostics, files, incomplete } = reading;
+    let Reading { raw, mut diagnostics, files, incomplete, filled } = reading;
     let Some(raw) = raw else { return Err(diagnostics) };
     let mut builder = Builder {
         raw: &raw,
@@ -504,7 +506,7 @@ pub fn build(reading: Reading, source: &Source, surroundings: &Surroundings) -> 
     if diagnostics.has_errors() {
         return Err(diagnostics);
     }
-    let snapshot = assemble(&raw, source, Compiled { policy, keys, trusted, users, watched });
+    let snapshot = assemble(&raw, source, Compiled { policy, keys, trusted, users, watched, filled });
     Ok(Built { snapshot, warnings: diagnostics })
 }
 
@@ -521,6 +523,7 @@ struct Compiled {
     trusted: TrustedIssuers,
     users: UserSource,
     watched: Vec<PathBuf>,
+    filled: Option<Filled>,
 }
 
 struct Builder<'a> {
@@ -601,7 +604,7 @@ impl Builder<'_> {
             }
         }
         if list.is_empty() && !incomplete && self.found.is_empty() {
-            self.warn(Position { line: 1, column: 1 }, Problem::NoRules);
+            self.warn(Position::in_file(1, 1), Problem::NoRules);
         }
         let options = PathOptions {
             encoded_slash: match raw.paths.encoded_slash {
@@ -628,6 +631,12 @@ impl Builder<'_> {
                     let path = policy.rules()[rule.index()].pattern.as_str().to_owned();
                     self.error(at(rule), Problem::CoversEndpoint { path });
                 }
+                // A preset's rule makes way for the file's without a word, and what the preset's rules do to one
+                // another is known: its page tells.
+                RuleProblem::NeverWins { rule } | RuleProblem::RaisesNothing { rule }
+                    if at(rule).preset().is_some() => {}
+                RuleProblem::BodyCouldCarry { rule, laxer }
+                    if at(rule).preset().is_some() && at(laxer).preset().is_some() => {}
                 RuleProblem::NeverWins { rule } => self.warn(at(rule), Problem::RuleNeverWins),
                 RuleProblem::RaisesNothing { rule } => self.warn(at(rule), Problem::QueryRaisesNothing),
                 RuleProblem::BodyCouldCarry { rule, laxer } => {
@@ -937,7 +946,7 @@ impl Builder<'_> {
 }
 
 fn assemble(raw: &Raw, source: &Source, compiled: Compiled) -> Snapshot {
-    let Compiled { policy, keys: (ring, key_folder), trusted, users, watched } = compiled;
+    let Compiled { policy, keys: (ring, key_folder), trusted, users, watched, filled } = compiled;
     let tokens = &raw.tokens;
     let own = Issuer {
         issuer: Arc::from(tokens.issuer.as_str()),
@@ -960,6 +969,7 @@ fn assemble(raw: &Raw, source: &Source, compiled: Compiled) -> Snapshot {
     Snapshot {
         rule_labels: policy.rules().iter().map(label).collect(),
         rule_positions: raw.rules.iter().map(|rule| rule.path.at).collect(),
+        filled,
         expectations: raw.expect.len(),
         verifier: Verifier::new(issuers, leeway.as_secs(), token_bytes, policy.roles().names().to_vec()),
         keys: OwnKeys {

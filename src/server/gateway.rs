@@ -462,8 +462,8 @@ impl Changes {
 
 pub(super) fn warn_of(warnings: &Diagnostics, source: &Source) {
     for warning in warnings.iter() {
-        let place = warning.at.map_or(String::new(), |at| format!(":{}:{}", at.line, at.column));
-        tracing::warn!("{}{place}: {}", source.name, warning.problem);
+        let place = warning.at.map_or(source.name.clone(), |at| at.with_name(&source.name));
+        tracing::warn!("{place}: {}", warning.problem);
     }
 }
 

@@ -26,9 +26,10 @@ fn reference() -> String {
     read("docs/reference.md")
 }
 
-/// README.md, everything in docs/ and the other pages for people at the top level.
+/// README.md, everything in docs/ and its folders, and the other pages for people at the top level.
 fn pages() -> Vec<PathBuf> {
-    let files = ["docs", "docs/load-balancers"].map(|folder| std::fs::read_dir(root().join(folder)).unwrap());
+    let files = ["docs", "docs/cms", "docs/load-balancers"]
+        .map(|folder| std::fs::read_dir(root().join(folder)).unwrap());
     let docs = files.into_iter().flatten().map(|entry| entry.unwrap().path());
     let docs = docs.filter(|path| path.extension().is_some_and(|e| e == "md"));
     let top = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(|name| root().join(name));
