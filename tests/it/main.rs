@@ -31,3 +31,4 @@ mod smoke;
 mod throttle;
 mod trust;
 mod websocket;
+mod wordpress;
