@@ -347,7 +347,8 @@ mod tests {
             assert!(warnings.is_empty(), "{preset:?}: {warnings:?}");
             assert!(snapshot.rule_positions.iter().all(|at| at.preset() == Some(preset)));
             assert_eq!(snapshot.fixed.listen, ["0.0.0.0:8080"], "{preset:?}: an address is never a preset's");
-            assert_eq!((snapshot.expectations, snapshot.upstream.address.as_str()), (0, "127.0.0.1:1"));
+            let upstream = snapshot.upstream.as_ref().map(|upstream| upstream.address.as_str());
+            assert_eq!((snapshot.expectations, upstream), (0, Some("127.0.0.1:1")));
             let filled = snapshot.filled.expect("what was filled in is told");
             assert!(filled.keys.contains(&"roles".to_owned()) && filled.replaced.is_empty(), "{filled:?}");
         }

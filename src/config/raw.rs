@@ -1168,7 +1168,7 @@ impl Raw {
             && whole("forward_auth")
         {
             let missing = Problem::MissingKey { key: "upstream".into(), within: String::new() };
-            found.push(Diagnostic::error(super::Position { line: 1, column: 1 }, missing));
+            found.push(Diagnostic::error(super::Position::in_file(1, 1), missing));
         }
         if self.proxy_protocol.value != ProxyProtocol::Off
             && self.trusted_proxies.is_empty()

@@ -252,7 +252,7 @@ async fn the_public_site_works_for_everybody_and_knows_nobody() {
     assert_eq!(site.gateway.get("/wp-admin/admin-post.php").send().await.status, 200);
     // Who asks for the dashboard as a browser does is sent to sign in.
     let asked = site.gateway.get("/wp-admin/").header("accept", "text/html").send().await;
-    assert_eq!((asked.status, asked.header("location")), (302, Some("/auth/login?next=%2Fwp-admin%2F")));
+    assert_eq!((asked.status, asked.header("location")), (303, Some("/auth/login?next=/wp-admin/")));
 }
 
 /// Ways to get past a rule: the request, and a role that must not.
