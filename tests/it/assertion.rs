@@ -10,7 +10,7 @@ use portcullis::token::{
 use serde_json::{Value, json};
 
 use crate::harness::partners::{in_repository, program, skip};
-use crate::harness::{Gateway, KeepAlive, Upstream};
+use crate::harness::{Call, Gateway, KeepAlive, Upstream};
 
 const RULES: &str = "rules: [{ path: /in/*, allow: Viewer }, { path: /open/*, allow: public }]\nworkers: 1";
 
@@ -71,6 +71,29 @@ async fn one_assertion_serves_many_requests_of_one_token() {
     sent.dedup();
     assert_eq!(sent.len(), 2, "one for each");
     assert_eq!(decode_without_verifying(&sent[0]).unwrap().claims["aud"], "cms");
+}
+
+#[tokio::test]
+async fn a_load_balancer_that_asks_is_given_the_assertion_to_pass_on() {
+    let upstream = Upstream::start().await;
+    let file = format!(
+        "{RULES}\nforward_auth: {{ listen: 127.0.0.1:0, headers: nginx }}\n\
+         identity: {{ assertion: {{ header: X-Auth-Assertion, audience: cms }} }}"
+    );
+    let gateway = Gateway::start(&upstream, &file).await;
+    let token = gateway.login("vera").await;
+    let ask = |path: &str| {
+        let call = Call::new(gateway.asked_at(), "GET", "/").header("x-original-method", "GET");
+        call.header("x-original-uri", path).header("x-auth-assertion", "a.b.c")
+    };
+    let answer = ask("/in/x").bearer(&token).send().await;
+    let claims = decode_without_verifying(answer.header("x-auth-assertion").unwrap()).unwrap().claims;
+    assert_eq!(
+        (answer.status, &claims["preferred_username"], &claims["aud"]),
+        (200, &json!("vera"), &json!("cms"))
+    );
+    let answer = ask("/open/x").send().await;
+    assert_eq!((answer.status, answer.header("x-auth-assertion")), (200, None));
 }
 
 #[tokio::test]
