@@ -73,6 +73,10 @@ pub fn init(path: &Path, preset: Option<Preset>, out: &mut dyn Write) -> Result<
 /// A file that names the preset, and shows as comments what comes with it.
 fn starter(preset: Preset) -> String {
     let mut text = STARTER.replace("NAME", preset.name()).replace("TITLE", preset.title());
+    if let Some(store) = preset.text().lines().find(|line| line.starts_with("  store: ")) {
+        text.push_str("\n# With this, people sign in with what the CMS knows of them; without, with users of the gateway's own.\n");
+        text.push_str(&format!("# users:\n# {store}\n"));
+    }
     text.push_str("\n# What the preset says, line by line. Copy a line from here to change it.\n#\n");
     for line in preset.text().lines() {
         text.push_str(if line.is_empty() { "#" } else { "# | " });

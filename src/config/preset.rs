@@ -148,11 +148,8 @@ pub(super) fn fill_in(file: &mut Node, name: &str) -> Option<Filled> {
         let written = entries.iter_mut().find(|(written, _)| written.name == key.name);
         match (key.name.as_str(), written) {
             ("rules", Some((_, written))) => join(written, value, &mut filled.replaced),
-            // A store of its own, or the default one, is not the CMS's table.
-            ("users", Some((_, Node { kind: Kind::Mapping(written), .. }))) => {
-                merge(written, value, "users", &mut filled.keys);
-            }
-            ("users", _) => {}
+            ("users", Some((_, written))) => users(written, value, &mut filled.keys),
+            ("users", None) => {}
             (_, Some((_, Node { kind: Kind::Mapping(written), .. }))) => {
                 merge(written, value, &key.name, &mut filled.keys);
             }
@@ -166,6 +163,29 @@ pub(super) fn fill_in(file: &mut Node, name: &str) -> Option<Filled> {
         }
     }
     Some(filled)
+}
+
+/// Says how users are found in the CMS's database, where that is what the file's `users` is: a mapping with a `store`
+/// and no `query` of its own, or the URL of a database server. Otherwise they are the gateway's own.
+fn users(written: &mut Node, offered: Node, told: &mut Vec<String>) {
+    let is_server = |text: &yaml::Text| {
+        ["mysql://", "postgres://", "postgresql://"].iter().any(|s| text.value.starts_with(s))
+    };
+    if let Kind::Text(url) = &written.kind
+        && is_server(url)
+    {
+        let key = Key { at: written.at, name: "store".to_owned() };
+        let store = Node { at: written.at, kind: Kind::Text(url.clone()) };
+        written.kind = Kind::Mapping(vec![(key, store)]);
+    }
+    let Kind::Mapping(entries) = &mut written.kind else { return };
+    let has = |name: &str| entries.iter().any(|(key, _)| key.name == name);
+    let is_database = |(key, value): &(Key, Node)| {
+        key.name == "store" && text(value).is_some_and(|store| !store.starts_with("htpasswd:"))
+    };
+    if entries.iter().any(is_database) && !has("query") {
+        merge(entries, offered, "users", told);
+    }
 }
 
 /// Every place in the tree becomes one of the preset.
@@ -287,7 +307,7 @@ fn text(node: &Node) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::snapshot::{Built, Snapshot, Surroundings, build};
+    use crate::config::snapshot::{Built, Snapshot, Surroundings, UserSource, build};
     use crate::config::{Problem, Source, read};
     use crate::policy::{Answer, Caller};
 
@@ -435,9 +455,63 @@ mod tests {
 
     #[test]
     fn a_local_store_is_not_the_cmss_table() {
-        for users in ["", "users: sqlite:portcullis.db"] {
-            let keys = built(&with("wordpress", users)).snapshot.filled.expect("it is told").keys;
+        for users in [
+            "",
+            "users: sqlite:portcullis.db",
+            "users: { weak_hashes: true }",
+            "users: { store: 'htpasswd:users', role: editor }",
+        ] {
+            let source = Source {
+                name: "gateway.yaml".into(),
+                text: with("wordpress", users),
+                folder: "/nonexistent".into(),
+            };
+            let keys = read(&source, &environment).filled.expect("it is told").keys;
             assert!(!keys.iter().any(|key| key.starts_with("users")), "{users}: {keys:?}");
+        }
+    }
+
+    #[test]
+    fn the_cmss_table_is_asked_as_the_preset_says_unless_the_file_says_how() {
+        let url = "mysql://reader:secret@127.0.0.1/wp";
+        let sql = |users: &str| match built(&with("wordpress", users)).snapshot.fixed.users {
+            UserSource::Table(table) => table.query.sql,
+            other => panic!("{users}: {other:?}"),
+        };
+        for users in [format!("users: {url}"), format!("users: {{ store: '{url}' }}")] {
+            let sql = sql(&users);
+            assert!(sql.contains(" wp_users ") && sql.contains("'wp_capabilities'"), "{sql}");
+        }
+        let prefixed = sql(&format!("users: {{ store: '{url}', table_prefix: site7_ }}"));
+        assert!(
+            prefixed.contains(" site7_users ") && prefixed.contains("'site7_capabilities'"),
+            "{prefixed}"
+        );
+        let own = "SELECT a AS id, a AS username, a AS password_hash, a AS role FROM t WHERE a = :username";
+        assert!(sql(&format!("users: {{ store: '{url}', query: '{own}' }}")).contains("FROM t WHERE"));
+        for (users, expected) in [
+            (
+                format!("{{ store: '{url}', query: '{own}', table_prefix: a_ }}"),
+                "'table_prefix' needs '{prefix}' in 'query'",
+            ),
+            (
+                format!("{{ store: '{url}', query: '{}' }}", own.replace("FROM t", "FROM {prefix}t")),
+                "'{prefix}' in 'query' needs 'table_prefix' beside it",
+            ),
+            (format!("{{ store: '{url}', table_prefix: 'a; drop' }}"), "cannot begin a table's name"),
+        ] {
+            let shown = refused(&with("wordpress", &format!("users: {users}")));
+            assert!(shown.contains(expected), "{users}: {shown}");
+        }
+        for preset in Preset::ALL {
+            let has_table = preset.text().contains("\nusers:");
+            let users = match has_table {
+                true if preset == Preset::Payload => "users: postgres://reader:secret@127.0.0.1/cms",
+                true => "users: mysql://reader:secret@127.0.0.1/cms",
+                false => continue,
+            };
+            let keys = built(&with(preset.name(), users)).snapshot.filled.expect("it is told").keys;
+            assert!(keys.contains(&"users.query".to_owned()), "{preset:?}: {keys:?}");
         }
     }
 

@@ -21,7 +21,7 @@ use super::template::{ERROR_VARIABLES, LOGIN_VARIABLES, Template};
 use super::value::{
     self, Address, Cidr, CookieName, DescribingHeader, Duration, ExpectedRequest, Extension, HeaderName,
     HeaderValue, HttpUrl, JwksSource, Method, Name, Origin, OwnPath, PublicKey, RoleName, Secret,
-    SessionStore, Size, UpstreamUrl, UserStore, Value,
+    SessionStore, Size, TablePrefix, UpstreamUrl, UserStore, Value,
 };
 pub use crate::token::Algorithm;
 use crate::token::revoked::{MOST_LEEWAY, MOST_TTL};
@@ -376,6 +376,9 @@ pub struct UserSettings {
     /// password_hash, role, and perhaps name, email, disabled and salt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query: Option<At<String>>,
+    /// What `{prefix}` in `query` stands for: the beginning of the names of the CMS's tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table_prefix: Option<At<TablePrefix>>,
     /// The CMS's roles to ours. When given, a role that is not listed counts for nothing; else roles have one name
     /// here and there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -404,6 +407,7 @@ impl UserSettings {
             store,
             login: None,
             query: None,
+            table_prefix: None,
             role_map: None,
             roles: None,
             role: None,

@@ -752,6 +752,7 @@ impl Builder<'_> {
             (first(&users.role_map), "'role_map'", is_table || is_login, a_query),
             (first(&users.roles), "'roles'", is_file, "'store: htpasswd:FILE'"),
             (role, "'role'", is_table || is_file || is_login, a_query),
+            (users.table_prefix.as_ref().map(|prefix| prefix.at), "'table_prefix'", is_table, a_query),
             (recheck, "'recheck'", is_table || is_file, a_query),
             (
                 users.query.as_ref().map(|query| query.at),
@@ -796,7 +797,22 @@ impl Builder<'_> {
         if users.store.at.known().is_none() {
             self.error(query.at, Problem::UsersNeed { key: "'query'", needs: "'store', the CMS's database" });
         }
-        let compiled = UserQuery::compile(query, dialect)
+        const PREFIX: &str = "{prefix}";
+        let text = match &users.table_prefix {
+            Some(prefix) if query.contains(PREFIX) => query.replace(PREFIX, prefix.as_str()),
+            Some(prefix) => {
+                let needs = "'{prefix}' in 'query', which it stands for";
+                self.error(prefix.at, Problem::UsersNeed { key: "'table_prefix'", needs });
+                return None;
+            }
+            None if query.contains(PREFIX) => {
+                let needs = "'table_prefix' beside it";
+                self.error(query.at, Problem::UsersNeed { key: "'{prefix}' in 'query'", needs });
+                return None;
+            }
+            None => query.value.clone(),
+        };
+        let compiled = UserQuery::compile(&text, dialect)
             .map_err(|why| self.error(query.at, Problem::UserQuery { why }));
         let roles = self.role_source();
         Some(UserSource::Table(UserTable { database, query: compiled.ok()?, roles }))

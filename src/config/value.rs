@@ -87,6 +87,7 @@ pub fn check(name: &str, text: &str, least: u64, most: u64) -> Result<(), ValueE
         UpstreamUrl::NAME => parses::<UpstreamUrl>(text),
         Origin::NAME => parses::<Origin>(text),
         RoleName::NAME => parses::<RoleName>(text),
+        TablePrefix::NAME => parses::<TablePrefix>(text),
         HeaderName::NAME => parses::<HeaderName>(text),
         Method::NAME => parses::<Method>(text),
         ExpectedRequest::NAME => parses::<ExpectedRequest>(text),
@@ -122,6 +123,7 @@ pub fn what(name: &str) -> &'static str {
         UpstreamUrl::NAME => UpstreamUrl::WHAT,
         Origin::NAME => Origin::WHAT,
         RoleName::NAME => RoleName::WHAT,
+        TablePrefix::NAME => TablePrefix::WHAT,
         HeaderName::NAME => HeaderName::WHAT,
         Method::NAME => Method::WHAT,
         ExpectedRequest::NAME => ExpectedRequest::WHAT,
@@ -367,6 +369,16 @@ checked_text!(
             return Err(ValueError::Form(
                 "is not a role's name: 1 to 128 printable ASCII characters, no blank at either end",
             ));
+        }
+        Ok(())
+    }
+);
+
+checked_text!(
+    /// What the names of a CMS's tables begin with. It becomes a part of a query, so letters, digits and `_` alone.
+    TablePrefix, "table-prefix", "the beginning of table names", |text| {
+        if text.len() > 64 || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            return Err(ValueError::Form("cannot begin a table's name: at most 64 letters, digits and '_'"));
         }
         Ok(())
     }

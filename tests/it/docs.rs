@@ -64,6 +64,7 @@ fn every_complete_gateway_file_in_the_documentation_passes_check() {
             // What a complete file may refer to.
             std::fs::write(folder.path().join("gateway-secret"), "0123456789abcdef0123456789abcdef\n")
                 .unwrap();
+            std::fs::write(folder.path().join("gateway-password"), "0123456789abcdef\n").unwrap();
             std::fs::write(folder.path().join("gateway.yaml"), &block).unwrap();
             let output = run(folder.path(), &["check"], "");
             let told = String::from_utf8_lossy(&output.stdout).into_owned();

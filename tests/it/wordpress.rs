@@ -41,22 +41,15 @@ impl Site {
         let mut all = vec![("PUBLIC_URL", url.as_str())];
         all.extend(environment);
         let (wordpress, database) = Partner::wordpress(&all).await?;
-        let _ = database;
         let file = format!(
-            "listen: {address}\npreset: wordpress\nroles: [{}]\nlogin: {{ cookie: {{ secure: false }} }}\n{identity}",
+            "listen: {address}\npreset: wordpress\nroles: [{}]\nlogin: {{ cookie: {{ secure: false }} }}\n\
+             users: mysql://gateway:gateway@{database}/wp\n{identity}",
             ROLES.join(", ")
         );
-        let gateway = Gateway::start_at(wordpress.address, &file).await;
-        let users: String = ROLES
-            .iter()
-            .map(|role| {
-                let user =
-                    json!({ "username": role, "role": role, "password": format!("password of {role}") });
-                format!("{user}\n")
-            })
-            .collect();
-        let added = gateway.run(&["user", "import", "-"], &users);
-        assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+        // No users of the gateway's own are made where there is a folder for them already.
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("data")).unwrap();
+        let gateway = Gateway::start_in(folder, wordpress.address, &file).await;
         Some(Site { wordpress, gateway })
     }
 
@@ -67,16 +60,7 @@ impl Site {
 
     /// The cookie of somebody who has filled in the gateway's login page with the WordPress password.
     async fn sign_in(&self, user: &str) -> String {
-        let password = format!("password+of+{user}");
-        let answer = self
-            .gateway
-            .post("/auth/login?next=/wp-admin/")
-            .header("content-type", "application/x-www-form-urlencoded")
-            .header("sec-fetch-mode", "navigate")
-            .header("sec-fetch-site", "same-origin")
-            .body(format!("username={user}&password={password}"))
-            .send()
-            .await;
+        let answer = self.attempt(user, &format!("password of {user}")).await;
         assert_eq!(
             (answer.status, answer.header("location")),
             (303, Some("/wp-admin/")),
@@ -84,6 +68,17 @@ impl Site {
             answer.text()
         );
         answer.header("set-cookie").unwrap().split(';').next().unwrap().to_owned()
+    }
+
+    /// What the login page's form leads to.
+    async fn attempt(&self, user: &str, password: &str) -> Answer {
+        let call = self.gateway.post("/auth/login?next=/wp-admin/");
+        call.header("content-type", "application/x-www-form-urlencoded")
+            .header("sec-fetch-mode", "navigate")
+            .header("sec-fetch-site", "same-origin")
+            .body(format!("username={user}&password={}", password.replace(' ', "+")))
+            .send()
+            .await
     }
 
     /// A request as a browser on a page of the site makes it.
@@ -150,6 +145,18 @@ async fn people_sign_in_at_the_gateway_and_work_in_wordpress() {
         let shown =
             if role == "administrator" { role.to_owned() } else { role[..1].to_uppercase() + &role[1..] };
         assert!(page.contains(&format!("Howdy, <span class=\"display-name\">{shown}<")), "{role}");
+    }
+    // The names and passwords are WordPress's, and so is who has none of its roles.
+    let told = String::from_utf8(site.gateway.run(&["check", "--network"], "").stdout).unwrap();
+    assert!(told.contains("\nok      users in mysql://gateway@"), "{told}");
+    for (user, password) in [
+        ("editor", "password of author"),
+        ("nobody", "password of nobody"),
+        ("unknown", "password of unknown"),
+        ("editor@example.com", "password of editor"),
+    ] {
+        let answer = site.attempt(user, password).await;
+        assert_eq!((answer.status, answer.headers.get("set-cookie")), (401, None), "{user}");
     }
     let author = site.sign_in("author").await;
 
