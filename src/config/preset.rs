@@ -169,7 +169,7 @@ pub(super) fn fill_in(file: &mut Node, name: &str) -> Option<Filled> {
 /// and no `query` of its own, or the URL of a database server. Otherwise they are the gateway's own.
 fn users(written: &mut Node, offered: Node, told: &mut Vec<String>) {
     let is_server = |text: &yaml::Text| {
-        ["mysql://", "postgres://", "postgresql://"].iter().any(|s| text.value.starts_with(s))
+        ["mysql://", "mariadb://", "postgres://", "postgresql://"].iter().any(|s| text.value.starts_with(s))
     };
     if let Kind::Text(url) = &written.kind
         && is_server(url)
