@@ -5,6 +5,7 @@
 //! read into the raw types (`de`, `raw`). All problems are found in one go and told in the file's order
 //! (`diagnostic`). Not here: rules, keys and everything else that the values stand for (`snapshot`).
 
+pub mod certificates;
 mod check;
 mod de;
 pub mod diagnostic;

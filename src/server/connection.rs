@@ -7,7 +7,6 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +20,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 
+use super::listener::{Arrival, Speaks};
 use super::worker::{ConnectionCount, Worker};
 use crate::timer::LazyTimer;
 use crate::wire::answer::Refusal;
@@ -129,8 +129,8 @@ pub struct Connection {
     pub flags: Arc<Flags>,
     /// The other end; made anew when the configuration that says whom to trust changes.
     pub peer: RefCell<(u64, Peer)>,
-    /// The other end's address.
-    pub address: SocketAddr,
+    /// Where it comes from and what it speaks.
+    pub arrival: Arrival,
     /// For the deadline of the upstream's response: one request at a time.
     pub timer: Cell<LazyTimer>,
     /// The request at hand has been allowed, and holds a connection to the upstream or waits for one.
@@ -173,11 +173,11 @@ pub struct ConnectionLimits {
     pub idle_timeout: Duration,
 }
 
-/// Serves `stream`, whose other end is at `address`, until either side has had enough.
+/// Serves `stream`, which comes from `arrival`, until either side has had enough.
 pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     worker: Rc<Worker>,
     stream: S,
-    address: SocketAddr,
+    arrival: Arrival,
     count: ConnectionCount,
 ) {
     let active = worker.active();
@@ -185,8 +185,8 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let flags = Arc::new(Flags::default());
     let connection = Rc::new(Connection {
         flags: Arc::clone(&flags),
-        peer: RefCell::new((active.generation(), Peer::new(address, active.trusted_proxies()))),
-        address,
+        peer: RefCell::new((active.generation(), arrival.peer(active.trusted_proxies()))),
+        arrival,
         timer: Cell::default(),
         forwarded: Cell::new(false),
         waker: RefCell::default(),
@@ -198,7 +198,16 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
 
     let service = service_fn({
         let (worker, connection) = (Rc::clone(&worker), Rc::clone(&connection));
-        move |request| Rc::clone(&worker).handle(Rc::clone(&connection), request)
+        move |request| {
+            let (worker, connection) = (Rc::clone(&worker), Rc::clone(&connection));
+            async move {
+                match arrival.speaks {
+                    Speaks::Redirect => worker.redirect(connection, request).await,
+                    Speaks::Http => worker.handle(connection, request).await,
+                    Speaks::Https => worker.handle_https(connection, request).await,
+                }
+            }
+        }
     });
     let mut http = http1::Builder::new();
     http.max_header_size(limits.head.head_bytes.max(8192))
@@ -234,16 +243,21 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
 async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(
     worker: &Rc<Worker>,
     connection: &Connection,
-    mut io: Guarded<S>,
+    io: Guarded<S>,
     why: HeadError,
 ) {
-    let bytes = worker.refuse_unread(connection, &Refusal::Head(why));
+    let bytes = worker.refuse_unread(connection.arrival.address.ip(), &Refusal::Head(why));
+    say_farewell(io.stream, &bytes).await;
+}
+
+/// Writes the last that a client hears, and closes.
+pub(super) async fn say_farewell<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, bytes: &[u8]) {
     let farewell = async {
-        io.stream.write_all(&bytes).await?;
-        io.stream.shutdown().await?;
+        stream.write_all(bytes).await?;
+        stream.shutdown().await?;
         // What the client still sends is read over, or its reset could overtake our answer.
         let mut waste = [0; 4096];
-        while tokio::io::AsyncReadExt::read(&mut io.stream, &mut waste).await? > 0 {}
+        while tokio::io::AsyncReadExt::read(&mut stream, &mut waste).await? > 0 {}
         io::Result::Ok(())
     };
     // Whether the client hears it is its own affair.
@@ -467,11 +481,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
 
 impl<S> Guarded<S> {
     /// A client that takes nothing for too long is given up.
-    fn keep_moving(
+    fn keep_moving<T>(
         &mut self,
         cx: &mut Context<'_>,
-        outcome: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+        outcome: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
             if self.stalled.take().is_some() {
                 self.flags.moves();
@@ -515,7 +529,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.stream).poll_flush(cx);
+        // TLS takes some bytes on before the client does.
+        this.keep_moving(cx, outcome)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

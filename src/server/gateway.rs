@@ -133,6 +133,8 @@ pub struct Gateway {
     last_load: Mutex<LastLoad>,
     /// Set once the files are watched.
     pub(super) watch: OnceLock<Watch>,
+    /// Where HTTPS is served, for whoever is sent there.
+    pub(super) https_port: OnceLock<u16>,
     keys_wanted: Notify,
     /// Told of every swap.
     pub(super) swapped: Notify,
@@ -174,6 +176,7 @@ impl Gateway {
             surroundings: tokio::sync::Mutex::default(),
             last_load: Mutex::new(LastLoad { at: unix_now(), error: None }),
             watch: OnceLock::new(),
+            https_port: OnceLock::new(),
             keys_wanted: Notify::new(),
             swapped: Notify::new(),
             level,
@@ -184,6 +187,8 @@ impl Gateway {
             sessions,
             control: Handle::current(),
         });
+        let tls = gateway.current().snapshot.tls.clone();
+        gateway.metrics.certificates(tls.as_deref().map_or(&[], |tls| &tls.certificates));
         gateway.note(gateway.last_load());
         gateway
     }
@@ -352,12 +357,19 @@ impl Gateway {
         *self.last_load.lock().unwrap_or_else(PoisonError::into_inner) = load;
     }
 
-    fn swap(&self, snapshot: Snapshot, changes: &Changes, trigger: Trigger) {
+    fn swap(&self, mut snapshot: Snapshot, changes: &Changes, trigger: Trigger) {
         let old = self.current();
         self.level.set(level_name(snapshot.log.level));
         for name in old.snapshot.fixed.differences(&snapshot.fixed) {
             tracing::warn!("'{name}' changes only with a restart; the rest of the configuration applies now");
         }
+        snapshot.tls = match (old.snapshot.tls.clone(), snapshot.tls) {
+            // The listeners stay what they are until the next start.
+            (Some(old), None) => Some(old),
+            (None, _) => None,
+            (Some(old), Some(new)) => Some(Arc::new(new.continuing(&old))),
+        };
+        self.metrics.certificates(snapshot.tls.as_deref().map_or(&[], |tls| &tls.certificates));
         let slots = if old.snapshot.upstream.max_connections == snapshot.upstream.max_connections {
             Arc::clone(&old.slots)
         } else {
@@ -463,7 +475,9 @@ impl Fixed {
     fn differences(&self, other: &Self) -> Vec<&'static str> {
         let mut names = Vec::new();
         for (differs, name) in [
-            (self.listen != other.listen, "listen"),
+            (self.listen != other.listen || self.socket_mode != other.socket_mode, "listen"),
+            (self.tls != other.tls, "tls"),
+            (self.redirect != other.redirect, "tls.redirect"),
             (self.admin != other.admin, "admin"),
             (self.workers != other.workers, "workers"),
             (self.users != other.users || self.hashes != other.hashes, "users"),

@@ -33,7 +33,7 @@ use crate::proxy::forward::{self, Asks, Forwarded};
 use crate::proxy::{AnswerBody, RequestBody, upgrade};
 use crate::token::VerifiedClaims;
 use crate::wire::answer::{LockedBy, Refusal, no_content};
-use crate::wire::client::{Peer, REQUEST_ID};
+use crate::wire::client::{REQUEST_ID, Scheme};
 use crate::wire::credentials::{self, Credentials};
 use crate::wire::csrf::{self, Source};
 use crate::wire::headers::{Stripped, strip_response};
@@ -48,6 +48,7 @@ struct Record {
     method: Method,
     path: Option<PathAndQuery>,
     client: IpAddr,
+    scheme: Scheme,
     request_id: HeaderValue,
     rule: Option<RuleId>,
     known: Option<Rc<Known>>,
@@ -153,7 +154,8 @@ impl Worker {
             started: Instant::now(),
             method: parts.method.clone(),
             path: parts.uri.path_and_query().cloned(),
-            client: connection.address.ip(),
+            client: connection.arrival.address.ip(),
+            scheme: connection.arrival.scheme(),
             request_id: self.request_id(),
             rule: None,
             known: None,
@@ -264,7 +266,7 @@ impl Worker {
         if proof == Proof::Cookie
             && known.is_some()
             && (judgement.is_unsafe || stripped.websocket)
-            && csrf::source(&parts.headers) != Source::SameOrigin
+            && csrf::source(&parts.headers, record.scheme) != Source::SameOrigin
         {
             active.count(record.rule, &Err(Denied::Role));
             return Err(Refusal::CrossSite);
@@ -333,7 +335,7 @@ impl Worker {
     fn know_peer(&self, active: &Local, connection: &Connection) -> bool {
         let mut peer = connection.peer.borrow_mut();
         if peer.0 != active.generation() {
-            *peer = (active.generation(), Peer::new(connection.address, &active.snapshot.trusted_proxies));
+            *peer = (active.generation(), connection.arrival.peer(&active.snapshot.trusted_proxies));
         }
         peer.1.is_trusted()
     }
@@ -477,7 +479,7 @@ impl Worker {
                 if endpoint == Endpoint::Login && pages::shows_login(settings, parts) {
                     return Ok(self.login_page(active, settings, parts));
                 }
-                let source = csrf::source(&parts.headers);
+                let source = csrf::source(&parts.headers, record.scheme);
                 // A browser that is about to show the answer, and can keep a cookie.
                 let form = settings.cookie.as_ref().filter(|_| browser::is_form_navigation(&parts.headers));
                 let (user, answered) = match (&parts.method, endpoint) {
@@ -537,11 +539,11 @@ impl Worker {
     }
 
     /// The token that a request to an endpoint of ours brings, whether it is over or not.
-    fn presented(&self, active: &Local, parts: &Parts) -> Result<VerifiedClaims, Refusal> {
+    fn presented(&self, active: &Local, parts: &Parts, record: &Record) -> Result<VerifiedClaims, Refusal> {
         let cookie = active.snapshot.cookie();
         let token = match credentials::read(&parts.headers, cookie).map_err(Refusal::AmbiguousCredentials)? {
             Credentials::Bearer(token) => token,
-            Credentials::Cookie(_) if csrf::source(&parts.headers) != Source::SameOrigin => {
+            Credentials::Cookie(_) if csrf::source(&parts.headers, record.scheme) != Source::SameOrigin => {
                 return Err(Refusal::CrossSite);
             }
             Credentials::Cookie(token) => token,
@@ -556,7 +558,7 @@ impl Worker {
         parts: &Parts,
         record: &Record,
     ) -> Result<Response<Bytes>, Refusal> {
-        let claims = match self.presented(active, parts) {
+        let claims = match self.presented(active, parts, record) {
             Ok(claims) => claims,
             // It is what was asked for already.
             Err(Refusal::ExpiredToken) => return Ok(no_content()),
@@ -578,7 +580,7 @@ impl Worker {
         parts: &Parts,
         record: &Record,
     ) -> Result<Response<Bytes>, Refusal> {
-        let claims = self.presented(active, parts)?;
+        let claims = self.presented(active, parts, record)?;
         let snapshot = std::sync::Arc::clone(&active.snapshot);
         let gateway = std::sync::Arc::clone(&self.gateway);
         self.end(record, Event::Rotation, async move {

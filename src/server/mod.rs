@@ -12,7 +12,9 @@ pub mod keys;
 pub mod listener;
 pub mod logins;
 mod pages;
+mod redirect;
 pub mod sessions;
+pub mod tls;
 pub mod trust;
 pub mod worker;
 
@@ -34,6 +36,7 @@ use crate::store::sqlite::SqliteUsers;
 pub use gateway::{Active, Gateway, Stage};
 use gateway::{level_name, warn_of};
 use handler::unix_now;
+use listener::Speaks;
 
 /// Random bytes as hexadecimal digits, for names that must not repeat.
 pub fn random_hex(bytes: usize) -> String {
@@ -106,9 +109,10 @@ async fn serve(
     let signals = drain::Signals::catch()?;
     let snapshot = Arc::clone(&gateway.current().snapshot);
     let fixed = &snapshot.fixed;
-    let mut listeners = Vec::new();
-    for address in &fixed.listen {
-        listeners.push(listener::bind(address)?);
+    let listeners =
+        listener::open_all(&fixed.listen, fixed.redirect.as_ref(), fixed.tls, fixed.socket_mode)?;
+    if let Some(port) = listeners.iter().find_map(|listener| listener.port_of(Speaks::Https)) {
+        let _ = gateway.https_port.set(port);
     }
     let admin = match &fixed.admin {
         Some(address) => Some(listener::bind(address)?),
@@ -139,9 +143,8 @@ async fn serve(
     let mut addresses = Vec::new();
     let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {
-        let address = listener::local_address(&listener)?;
-        tracing::info!(%address, "listening");
-        addresses.push(address);
+        listener.announce();
+        addresses.extend(listener.tcp_address());
         accepting.spawn(listener::accept(Arc::clone(&gateway), listener, handles.clone()));
     }
     drop(handles);

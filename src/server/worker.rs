@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,11 +10,14 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use ipnet::IpNet;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
 use super::connection::{self, Connection, ConnectionLimits};
+use super::listener::{Accepted, Arrival, Speaks};
+use super::tls::{self, Handshakes};
 use super::{Active, Gateway};
 use crate::observe::audit::Audit;
 use crate::observe::lines::Access;
@@ -43,7 +46,7 @@ const PATIENCE_UNDER_PRESSURE: Duration = Duration::from_secs(2);
 /// How a connection reaches a worker.
 #[derive(Clone)]
 pub struct WorkerHandle {
-    connections: UnboundedSender<(std::net::TcpStream, SocketAddr, ConnectionCount)>,
+    connections: UnboundedSender<(Accepted, Arrival, ConnectionCount)>,
     load: Arc<AtomicUsize>,
 }
 
@@ -54,10 +57,10 @@ impl WorkerHandle {
     }
 
     /// Hands a connection over.
-    pub fn take(&self, stream: std::net::TcpStream, address: SocketAddr, count: ConnectionCount) {
+    pub fn take(&self, stream: Accepted, arrival: Arrival, count: ConnectionCount) {
         self.load.fetch_add(1, Ordering::Relaxed);
         // A worker ends only after the listener: if it is gone, so is everything.
-        let _ = self.connections.send((stream, address, count));
+        let _ = self.connections.send((stream, arrival, count));
     }
 }
 
@@ -189,6 +192,8 @@ pub struct Worker {
     id_prefix: String,
     next_request: Cell<u64>,
     lines: RefCell<Vec<u8>>,
+    /// TLS handshakes under way.
+    pub(super) handshakes: Handshakes,
     closing: Cell<bool>,
     /// Turns true when upgraded connections have to end.
     end: watch::Receiver<bool>,
@@ -210,6 +215,7 @@ impl Worker {
             id_prefix: super::random_hex(6),
             next_request: Cell::new(0),
             lines: RefCell::default(),
+            handshakes: Handshakes::default(),
             closing: Cell::new(false),
             end,
             #[cfg(test)]
@@ -327,7 +333,7 @@ impl Worker {
     }
 
     /// What a client is told whose request could not even be read.
-    pub fn refuse_unread(self: &Rc<Self>, connection: &Connection, refusal: &Refusal) -> Vec<u8> {
+    pub fn refuse_unread(self: &Rc<Self>, client: IpAddr, refusal: &Refusal) -> Vec<u8> {
         let active = self.active();
         let metrics = &self.gateway.metrics;
         metrics.refusal(refusal.code());
@@ -338,7 +344,7 @@ impl Worker {
         if active.snapshot.log.access {
             self.log_access(&Access {
                 request_id: id,
-                client: connection.address.ip().to_canonical(),
+                client: client.to_canonical(),
                 // Whatever stood there was not to be read.
                 method: "-",
                 path: "-",
@@ -402,7 +408,7 @@ pub fn start(
 
 async fn run(
     worker: Rc<Worker>,
-    mut receiver: UnboundedReceiver<(std::net::TcpStream, SocketAddr, ConnectionCount)>,
+    mut receiver: UnboundedReceiver<(Accepted, Arrival, ConnectionCount)>,
     load: Arc<AtomicUsize>,
     mut closing: watch::Receiver<bool>,
     mut end: watch::Receiver<bool>,
@@ -415,14 +421,12 @@ async fn run(
         tokio::select! {
             taken = receiver.recv(), if !closed => match taken {
                 None => closed = true,
-                Some((stream, address, count)) => {
+                Some((stream, arrival, count)) => {
                     let (worker, load) = (Rc::clone(&worker), Arc::clone(&load));
                     tokio::task::spawn_local(async move {
                         // Given back, like the count, whatever becomes of the connection, a panic included.
                         let _load = Loaded(load);
-                        if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
-                            connection::serve(worker, Stream(stream), address, count).await;
-                        }
+                        serve(worker, stream, arrival, count).await;
                     });
                 }
             },
@@ -433,6 +437,25 @@ async fn run(
         }
         if closed && worker.connections.borrow().is_empty() && load.load(Ordering::Relaxed) == 0 {
             return;
+        }
+    }
+}
+
+async fn serve(worker: Rc<Worker>, stream: Accepted, arrival: Arrival, count: ConnectionCount) {
+    match stream {
+        Accepted::Tcp(stream) => {
+            let Ok(stream) = TcpStream::from_std(stream) else { return };
+            match arrival.speaks {
+                // Apart, so that a plain connection's task is no larger for it.
+                Speaks::Https => Box::pin(tls::serve(worker, stream, arrival, count)).await,
+                Speaks::Http | Speaks::Redirect => {
+                    connection::serve(worker, Stream(stream), arrival, count).await;
+                }
+            }
+        }
+        Accepted::Unix(stream) => {
+            let Ok(stream) = UnixStream::from_std(stream) else { return };
+            Box::pin(connection::serve(worker, stream, arrival, count)).await;
         }
     }
 }

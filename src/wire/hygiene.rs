@@ -52,6 +52,10 @@ pub enum HeadError {
     HeadTooSlow,
     /// The body stopped arriving for `limits.idle_timeout`.
     BodyTooSlow,
+    /// Plain HTTP where TLS is spoken.
+    PlainHttp,
+    /// TLS where plain HTTP is spoken.
+    TlsHello,
 }
 
 impl HeadError {
@@ -77,6 +81,8 @@ impl HeadError {
             Self::TooManyHeaders => "too_many_headers",
             Self::HeadTooSlow => "head_too_slow",
             Self::BodyTooSlow => "body_too_slow",
+            Self::PlainHttp => "plain_http",
+            Self::TlsHello => "tls_hello",
         }
     }
 }
@@ -103,6 +109,8 @@ impl fmt::Display for HeadError {
             Self::TooManyHeaders => "there are too many headers",
             Self::HeadTooSlow => "the head arrived too slowly",
             Self::BodyTooSlow => "the body stopped arriving",
+            Self::PlainHttp => "plain HTTP was sent to an HTTPS port",
+            Self::TlsHello => "TLS was spoken to a plain HTTP port",
         })
     }
 }
@@ -211,10 +219,13 @@ impl Guard {
         match self.state {
             State::Raw => Ok(Piece::Pass(bytes.len())),
             State::Head => {
-                let Some(head) = check_head(bytes, &self.limits)? else {
-                    self.judge_partial(bytes)?;
-                    return Ok(Piece::Partial);
-                };
+                let checked = check_head(bytes, &self.limits).and_then(|head| match head {
+                    Some(head) => Ok(Some(head)),
+                    None => self.judge_partial(bytes).map(|()| None),
+                });
+                // The first byte of a handshake record (RFC 8446 §5.1) begins no request.
+                let checked = checked.map_err(|why| if bytes[0] == 0x16 { HeadError::TlsHello } else { why });
+                let Some(head) = checked? else { return Ok(Piece::Partial) };
                 self.state = match head.framing {
                     Framing::Length(0) => State::Head,
                     Framing::Length(length) => State::Length(length),

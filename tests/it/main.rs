@@ -24,5 +24,6 @@ mod shutdown;
 mod slow;
 mod smoke;
 mod throttle;
+mod tls;
 mod trust;
 mod websocket;
