@@ -199,7 +199,7 @@ impl Tls {
             }
         };
         let mut server = builder.with_cert_resolver(Arc::new(ByName { by_name, default }));
-        server.alpn_protocols = vec![b"http/1.1".to_vec()];
+        server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         // Sessions are resumed from what the client keeps: nothing is held for it here.
         server.ticketer = aws_lc_rs::Ticketer::new().map_err(|error| error.to_string())?;
         let hsts = settings.hsts.value.0.map(|time| {

@@ -21,7 +21,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 
 use super::listener::{Arrival, Speaks};
-use super::worker::{ConnectionCount, Worker};
+use super::worker::{ConnectionCount, Local, Worker};
+use crate::proxy::body::FromClient;
 use crate::timer::LazyTimer;
 use crate::wire::answer::Refusal;
 use crate::wire::client::Peer;
@@ -32,7 +33,7 @@ use crate::wire::hygiene::{Guard, HeadError, HeadLimits, Piece};
 const BUFFER: usize = 128 * 1024;
 
 /// How long the last bytes of a refusal may take to leave.
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
 
 /// What the guard and the handler tell each other about a connection. Both run on the same thread;
 /// atomics only because hyper wants the connection's I/O to be `Send` for upgrades.
@@ -47,7 +48,7 @@ pub struct Flags {
     /// Since when the client neither sends the body that is waited for nor takes what it is sent.
     still: Mutex<Option<Instant>>,
     /// Others need what it holds: from now on standing still is not waited for.
-    hurried: AtomicBool,
+    pub(super) hurried: AtomicBool,
 }
 
 /// Whose turn it is between an answer and the next message.
@@ -104,6 +105,11 @@ impl Flags {
         io::Error::new(io::ErrorKind::InvalidData, why)
     }
 
+    /// The rest of a body is not waited for any longer.
+    pub(super) fn give_up_body(&self) {
+        self.refuse(HeadError::BodyTooSlow, false);
+    }
+
     fn is_in_flight(&self) -> bool {
         self.in_flight.load(Ordering::Relaxed)
     }
@@ -113,11 +119,11 @@ impl Flags {
         self.still.lock().unwrap_or_else(PoisonError::into_inner).filter(|_| self.is_in_flight())
     }
 
-    fn stands_still(&self, since: Instant) {
+    pub(super) fn stands_still(&self, since: Instant) {
         *self.still.lock().unwrap_or_else(PoisonError::into_inner) = Some(since);
     }
 
-    fn moves(&self) {
+    pub(super) fn moves(&self) {
         *self.still.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.hurried.store(false, Ordering::Relaxed);
     }
@@ -138,10 +144,47 @@ pub struct Connection {
     waker: RefCell<Option<Waker>>,
     closing: Cell<bool>,
     /// Given back when everything about it has ended, what follows an upgrade included.
-    _count: ConnectionCount,
+    count: Rc<ConnectionCount>,
 }
 
 impl Connection {
+    /// One that has just been accepted.
+    pub fn new(active: &Local, arrival: Arrival, count: ConnectionCount) -> Rc<Self> {
+        let peer = (active.generation(), arrival.peer(active.trusted_proxies()));
+        Self::with(peer, arrival, Rc::new(count))
+    }
+
+    /// What a stream of HTTP/2 has instead of a connection of its own.
+    pub fn for_stream(&self) -> Rc<Self> {
+        Self::with(self.peer.borrow().clone(), self.arrival, Rc::clone(&self.count))
+    }
+
+    fn with(peer: (u64, Peer), arrival: Arrival, count: Rc<ConnectionCount>) -> Rc<Self> {
+        Rc::new(Self {
+            flags: Arc::default(),
+            peer: RefCell::new(peer),
+            arrival,
+            timer: Cell::default(),
+            forwarded: Cell::new(false),
+            waker: RefCell::default(),
+            closing: Cell::new(false),
+            count,
+        })
+    }
+
+    /// The task at hand is the one to be woken for news of this connection.
+    pub(super) fn expect_wake(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if waker.is_none() {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    /// Whether it has to end after what is under way.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
     /// Ends the connection after the response that is under way, or at once if there is none.
     pub fn close_soon(&self) {
         self.closing.set(true);
@@ -182,17 +225,8 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
 ) {
     let active = worker.active();
     let limits = active.connection_limits();
-    let flags = Arc::new(Flags::default());
-    let connection = Rc::new(Connection {
-        flags: Arc::clone(&flags),
-        peer: RefCell::new((active.generation(), arrival.peer(active.trusted_proxies()))),
-        arrival,
-        timer: Cell::default(),
-        forwarded: Cell::new(false),
-        waker: RefCell::default(),
-        closing: Cell::new(false),
-        _count: count,
-    });
+    let connection = Connection::new(&active, arrival, count);
+    let flags = Arc::clone(&connection.flags);
     drop(active);
     let remembered = worker.remember(&connection);
 
@@ -203,8 +237,8 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
             async move {
                 match arrival.speaks {
                     Speaks::Redirect => worker.redirect(connection, request).await,
-                    Speaks::Http => worker.handle(connection, request).await,
-                    Speaks::Https => worker.handle_https(connection, request).await,
+                    Speaks::Http => worker.handle(connection, request.map(FromClient::new)).await,
+                    Speaks::Https => worker.handle_https(connection, request.map(FromClient::new)).await,
                 }
             }
         }
@@ -221,9 +255,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let mut told = false;
     // To hyper a refused head looks as if the client had closed: what was answered before goes out first.
     let _ = poll_fn(|cx| {
-        if connection.waker.borrow().is_none() {
-            *connection.waker.borrow_mut() = Some(cx.waker().clone());
-        }
+        connection.expect_wake(cx);
         if !told && connection.closing.get() {
             told = true;
             Pin::new(&mut serving).graceful_shutdown();

@@ -15,7 +15,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -28,7 +28,7 @@ use crate::login::{self, cors};
 use crate::observe::audit::{Audit, Event, Reason, Scope};
 use crate::observe::lines::Access;
 use crate::policy::{Caller, Denied, Endpoint, Judgement, Requirement, Route, RuleId};
-use crate::proxy::body::{Progress, Relay};
+use crate::proxy::body::{FromClient, Progress, Relay};
 use crate::proxy::forward::{self, Asks, Forwarded};
 use crate::proxy::{AnswerBody, RequestBody, upgrade};
 use crate::token::VerifiedClaims;
@@ -143,7 +143,7 @@ impl Worker {
     pub async fn handle(
         self: Rc<Self>,
         connection: Rc<Connection>,
-        request: Request<Incoming>,
+        request: Request<FromClient>,
     ) -> Result<Response<AnswerBody>, Infallible> {
         #[cfg(test)]
         assert!(!self.fault.take(), "a fault that a test asked for");
@@ -223,7 +223,7 @@ impl Worker {
         active: &Rc<Local>,
         connection: &Rc<Connection>,
         mut parts: Parts,
-        body: Incoming,
+        body: FromClient,
         record: &mut Record,
     ) -> Result<Outcome, Refusal> {
         let snapshot = &active.snapshot;
@@ -454,7 +454,7 @@ impl Worker {
         active: &Rc<Local>,
         endpoint: Endpoint,
         parts: &Parts,
-        body: Incoming,
+        body: FromClient,
         record: &Record,
     ) -> Result<Response<Bytes>, Refusal> {
         match endpoint {
@@ -625,7 +625,7 @@ impl Worker {
         &self,
         active: &Rc<Local>,
         parts: &Parts,
-        body: Incoming,
+        body: FromClient,
         record: &Record,
     ) -> (Option<String>, Result<Response<Bytes>, Refusal>) {
         let body = match Limited::new(body, login::body::MAX_BODY_BYTES).collect().await {
@@ -747,7 +747,7 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
 fn request_body(
     active: &Local,
     parts: &Parts,
-    incoming: Incoming,
+    incoming: FromClient,
 ) -> Result<(RequestBody, Option<Rc<Progress>>), Refusal> {
     if incoming.is_end_stream() {
         return Ok((RequestBody::Empty, None));

@@ -8,6 +8,7 @@ pub mod connection;
 pub mod drain;
 pub mod gateway;
 pub mod handler;
+pub mod http2;
 pub mod keys;
 pub mod listener;
 pub mod logins;

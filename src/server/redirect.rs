@@ -34,32 +34,47 @@ impl Worker {
         request: Request<Incoming>,
     ) -> Result<Response<AnswerBody>, Infallible> {
         let active = self.active();
-        let id = self.request_id();
-        let id = id.to_str().unwrap_or_default();
-        let (decision, mut response) = match self.https_location(&active, &request) {
+        let answer = match self.https_location(&active, &request) {
             Some(location) => {
                 let mut response = Response::new(Bytes::new());
                 *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
                 response.headers_mut().insert(LOCATION, location);
                 response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-                ("redirected", response)
+                Ok(response)
             }
-            None => {
-                let refusal = Refusal::Head(HeadError::Host);
-                self.gateway.metrics.refusal(refusal.code());
-                (refusal.code(), refusal.response(&active.snapshot.errors, id))
-            }
+            None => Err(&Refusal::Head(HeadError::Host)),
         };
+        let (method, path) = (request.method().as_str(), request.uri().path());
+        let mut response = self.answer_at_once(&connection, answer, method, path);
         // Whatever body there is, nobody reads it.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        Ok(response.map(|body| AnswerBody::Own(Some(body).filter(|body| !body.is_empty()))))
+    }
+
+    /// Counts and logs an answer that no rule was asked for: a redirect, or a refusal of the head.
+    pub(super) fn answer_at_once(
+        self: &Rc<Self>,
+        connection: &Connection,
+        answer: Result<Response<Bytes>, &Refusal>,
+        method: &str,
+        path: &str,
+    ) -> Response<Bytes> {
+        let active = self.active();
+        let id = self.request_id();
+        let id = id.to_str().unwrap_or_default();
+        let decision = answer.as_ref().map_or_else(|refusal| refusal.code(), |_| "redirected");
+        let response = answer.unwrap_or_else(|refusal| {
+            self.gateway.metrics.refusal(refusal.code());
+            refusal.response(&active.snapshot.errors, id)
+        });
         connection.flags.end(Instant::now());
         self.gateway.metrics.response(response.status().as_u16());
         if active.snapshot.log.access {
             self.log_access(&Access {
                 request_id: id,
                 client: connection.arrival.address.ip().to_canonical(),
-                method: request.method().as_str(),
-                path: request.uri().path(),
+                method,
+                path,
                 status: response.status().as_u16(),
                 bytes: response.body().len() as u64,
                 complete: true,
@@ -69,7 +84,7 @@ impl Worker {
                 user: None,
             });
         }
-        Ok(response.map(|body| AnswerBody::Own(Some(body).filter(|body| !body.is_empty()))))
+        response
     }
 
     /// The same host, path and query by HTTPS; `None` for a host that no certificate is for.

@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use http::header::STRICT_TRANSPORT_SECURITY;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -22,10 +21,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::connection::{self, Connection};
+use super::http2;
 use super::listener::Arrival;
 use super::worker::{ConnectionCount, Worker};
 use crate::observe::metrics::Handshake;
 use crate::proxy::AnswerBody;
+use crate::proxy::body::FromClient;
 use crate::wire::answer::Refusal;
 use crate::wire::hygiene::HeadError;
 
@@ -59,7 +60,11 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival, coun
         }
         Shaken::Yes(stream) => {
             metrics.handshake(Handshake::Success);
-            connection::serve(worker, *stream, arrival, count).await;
+            if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                http2::serve(worker, *stream, arrival, count).await;
+            } else {
+                connection::serve(worker, *stream, arrival, count).await;
+            }
         }
     }
 }
@@ -72,7 +77,7 @@ impl Worker {
     pub async fn handle_https(
         self: Rc<Self>,
         connection: Rc<Connection>,
-        request: Request<Incoming>,
+        request: Request<FromClient>,
     ) -> Result<Response<AnswerBody>, Infallible> {
         let mut response = Rc::clone(&self).handle(connection, request).await?;
         let active = self.active();

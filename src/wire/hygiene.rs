@@ -56,6 +56,10 @@ pub enum HeadError {
     PlainHttp,
     /// TLS where plain HTTP is spoken.
     TlsHello,
+    /// A pseudo-header of HTTP/2 that is missing or is not what came by this connection.
+    Pseudo,
+    /// More frames of HTTP/2 that mean nothing than anybody needs.
+    Flood,
 }
 
 impl HeadError {
@@ -83,6 +87,8 @@ impl HeadError {
             Self::BodyTooSlow => "body_too_slow",
             Self::PlainHttp => "plain_http",
             Self::TlsHello => "tls_hello",
+            Self::Pseudo => "pseudo_header",
+            Self::Flood => "http2_flood",
         }
     }
 }
@@ -111,6 +117,8 @@ impl fmt::Display for HeadError {
             Self::BodyTooSlow => "the body stopped arriving",
             Self::PlainHttp => "plain HTTP was sent to an HTTPS port",
             Self::TlsHello => "TLS was spoken to a plain HTTP port",
+            Self::Pseudo => "a pseudo-header is missing or wrong",
+            Self::Flood => "there are too many idle frames",
         })
     }
 }
@@ -474,7 +482,7 @@ fn check_request_line<'a>(line: &'a [u8], limits: &HeadLimits) -> Result<(Option
 /// Refuses the bytes that no target holds (RFC 3986 appendix A) and that the parser behind does not take.
 /// It takes more than that grammar: what is sent raw all the same, by browsers too, goes on as it is.
 /// A fragment is never sent (RFC 9112 §3.2), and parsers differ in whether they cut or keep it.
-fn check_target(target: &[u8]) -> Result<(), HeadError> {
+pub(super) fn check_target(target: &[u8]) -> Result<(), HeadError> {
     let (mut query, mut ascii) = (false, true);
     for byte in target {
         let fits = match byte {
@@ -500,7 +508,7 @@ fn check_target(target: &[u8]) -> Result<(), HeadError> {
 }
 
 /// `host` or `host:port`, without user information (RFC 9110 §7.2); strict about its characters.
-fn is_authority(value: &[u8]) -> bool {
+pub(super) fn is_authority(value: &[u8]) -> bool {
     let (host, port) = match value.iter().rposition(|byte| *byte == b':') {
         // A colon inside the brackets of an IPv6 address separates no port.
         Some(colon) if !value[colon..].contains(&b']') => (&value[..colon], Some(&value[colon + 1..])),
@@ -524,7 +532,7 @@ fn is_port(digits: &[u8]) -> bool {
         && digits.iter().fold(0, |port, digit| port * 10 + u32::from(digit - b'0')) <= u32::from(u16::MAX)
 }
 
-fn parse_length(value: &[u8]) -> Result<u64, HeadError> {
+pub(super) fn parse_length(value: &[u8]) -> Result<u64, HeadError> {
     if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
         return Err(HeadError::ContentLength);
     }

@@ -4,6 +4,7 @@
 //! is stopped when it is dropped.
 #![allow(dead_code)]
 
+pub mod h2;
 pub mod partners;
 pub mod tls;
 

@@ -11,6 +11,7 @@ mod forwarding;
 mod golden;
 mod harness;
 mod hashes;
+mod http2;
 mod hygiene;
 mod identity;
 mod keys;
