@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 use jiff::Timestamp;
+use jiff::civil::DateTime;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -132,7 +133,9 @@ pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, St
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match chain {
         Ok(chain) if !chain.is_empty() => Ok(chain),
-        Ok(_) => Err(format!("'{shown}' holds no certificate: it must be PEM, with '-----BEGIN CERTIFICATE-----'")),
+        Ok(_) => {
+            Err(format!("'{shown}' holds no certificate: it must be PEM, with '-----BEGIN CERTIFICATE-----'"))
+        }
         Err(_) => Err(format!("the certificate '{shown}' cannot be used: its PEM is damaged")),
     }
 }
@@ -140,7 +143,8 @@ pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, St
 /// The bytes of a file, and what is known of it.
 fn read_file(path: &Path, kind: &str) -> Result<(Vec<u8>, fs::Metadata), String> {
     let shown = path.display();
-    let metadata = fs::metadata(path).map_err(|error| format!("cannot read the {kind} '{shown}': {error}"))?;
+    let metadata =
+        fs::metadata(path).map_err(|error| format!("cannot read the {kind} '{shown}': {error}"))?;
     if !metadata.is_file() || metadata.len() > MAX_FILE {
         return Err(format!("the {kind} '{shown}' is not a file of at most 1 MiB"));
     }
@@ -154,10 +158,13 @@ fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let pem = zeroize::Zeroizing::new(pem);
     keyring::refuse_if_anybody_reads(path, &metadata).map_err(|error| error.to_string())?;
     if pem.windows(b"ENCRYPTED".len()).any(|window| window == b"ENCRYPTED") {
-        return Err(format!("the key '{shown}' is encrypted: store it without a passphrase, for its owner alone"));
+        return Err(format!(
+            "the key '{shown}' is encrypted: store it without a passphrase, for its owner alone"
+        ));
     }
-    PrivateKeyDer::from_pem_slice(&pem)
-        .map_err(|_| format!("'{shown}' holds no private key: it must be PEM, with '-----BEGIN PRIVATE KEY-----'"))
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
+        format!("'{shown}' holds no private key: it must be PEM, with '-----BEGIN PRIVATE KEY-----'")
+    })
 }
 
 impl Tls {
@@ -169,7 +176,11 @@ impl Tls {
     ///
     /// # Panics
     /// Never: `pairs` holds at least one.
-    pub fn new(pairs: Vec<Pair>, settings: &raw::Tls, client_ca: Option<Vec<CertificateDer<'static>>>) -> Result<Self, String> {
+    pub fn new(
+        pairs: Vec<Pair>,
+        settings: &raw::Tls,
+        client_ca: Option<Vec<CertificateDer<'static>>>,
+    ) -> Result<Self, String> {
         let (mut certificates, mut by_name) = (Vec::new(), HashMap::<String, Vec<Arc<CertifiedKey>>>::new());
         let default = Arc::clone(&pairs.first().expect("'cert' and 'key' are required").key);
         let mut known = String::new();
@@ -186,7 +197,8 @@ impl Tls {
         let builder = match client_ca {
             None => builder.with_no_client_auth(),
             Some(authorities) => {
-                let optional = settings.client_auth.as_ref().is_some_and(|auth| auth.value == raw::ClientAuth::Optional);
+                let optional =
+                    settings.client_auth.as_ref().is_some_and(|auth| auth.value == raw::ClientAuth::Optional);
                 known.push_str(if optional { "optional" } else { "required" });
                 let mut roots = RootCertStore::empty();
                 for authority in authorities {
@@ -203,10 +215,18 @@ impl Tls {
         // Sessions are resumed from what the client keeps: nothing is held for it here.
         server.ticketer = aws_lc_rs::Ticketer::new().map_err(|error| error.to_string())?;
         let hsts = settings.hsts.value.0.map(|time| {
-            HeaderValue::try_from(format!("max-age={}", time.get().as_secs())).expect("digits are a header value")
+            HeaderValue::try_from(format!("max-age={}", time.get().as_secs()))
+                .expect("digits are a header value")
         });
-        let redirect_port = settings.redirect.as_ref().and_then(|redirect| Some(redirect.port.as_ref()?.value));
-        Ok(Self { server: Arc::new(server), certificates, hsts, redirect_port, fingerprint: sha256(known.as_bytes()) })
+        let redirect_port =
+            settings.redirect.as_ref().and_then(|redirect| Some(redirect.port.as_ref()?.value));
+        Ok(Self {
+            server: Arc::new(server),
+            certificates,
+            hsts,
+            redirect_port,
+            fingerprint: sha256(known.as_bytes()),
+        })
     }
 
     /// Keeps what handshakes are made with as it was in `before` where nothing about it has changed, so that
@@ -306,13 +326,17 @@ fn time(tag: u8, content: &[u8]) -> Option<u64> {
         _ => return None,
     };
     let at = |from: usize| full.get(from..from + 2);
-    let time: Timestamp = format!(
-        "{}-{}-{}T{}:{}:{}{}",
-        full.get(..4)?, at(4)?, at(6)?, at(8)?, at(10)?, at(12)?, full.get(14..)?
+    if full.get(14..) != Some("Z") {
+        return None;
+    }
+    // Not a `Timestamp`, which ends before the 31st of December 9999 that stands for "never".
+    let time: DateTime =
+        format!("{}-{}-{}T{}:{}:{}", full.get(..4)?, at(4)?, at(6)?, at(8)?, at(10)?, at(12)?)
+            .parse()
+            .ok()?;
+    Some(
+        u64::try_from(time.duration_since(DateTime::constant(1970, 1, 1, 0, 0, 0, 0)).as_secs()).unwrap_or(0),
     )
-    .parse()
-    .ok()?;
-    Some(u64::try_from(time.as_second()).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -331,7 +355,7 @@ mod tests {
     fn make(folder: &Path, name: &str, names: &[&str]) {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let made = rcgen::generate_simple_self_signed(names).unwrap();
-        write(folder, &format!("{name}.pem"), &made.cert.pem(), 0o644);
+        write(folder, &format!("{name}.pem"), &made.cert.pem(), 0o600);
         write(folder, &format!("{name}.key"), &made.signing_key.serialize_pem(), 0o600);
     }
 
@@ -353,7 +377,12 @@ mod tests {
         write(folder, "cut.pem", &pem[..pem.len() / 2], 0o644);
         write(folder, "junk.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", 0o644);
         write(folder, "open.key", &key, 0o644);
-        write(folder, "locked.key", "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n", 0o600);
+        write(
+            folder,
+            "locked.key",
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+            0o600,
+        );
         write(folder, "both.pem", &format!("{pem}{key}"), 0o600);
         assert!(read(folder, "a.pem", "a.key").is_ok());
         assert!(read(folder, "both.pem", "both.pem").is_ok());
@@ -392,7 +421,9 @@ mod tests {
             let made = parameters.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
             assert_eq!(validity(made.der()), Some(seconds), "{begin:?} {end:?}");
         }
-        for der in [&b""[..], b"\x30", b"\x30\x82\x01", b"\x30\x03\x30\x01\x02", b"\x30\x85\x01\x01\x01\x01\x01\x00"] {
+        for der in
+            [&b""[..], b"\x30", b"\x30\x82\x01", b"\x30\x03\x30\x01\x02", b"\x30\x85\x01\x01\x01\x01\x01\x00"]
+        {
             assert_eq!(validity(der), None, "{der:?}");
         }
     }
@@ -418,7 +449,16 @@ mod tests {
             ("y.x.w.example", None),
             ("b.example", None),
         ];
-        let settings: raw::Tls = serde_json::from_str(r#"{ "cert": "a.pem", "key": "a.key" }"#).unwrap();
+        let name = |text: &str| At::nowhere(Name::parse(text).unwrap());
+        let settings = raw::Tls {
+            cert: name("a.pem"),
+            key: name("a.key"),
+            more: Vec::new(),
+            client_ca: None,
+            client_auth: None,
+            redirect: None,
+            hsts: At::nowhere(raw::OrOff(None)),
+        };
         let by_name = {
             let mut by_name = HashMap::<String, Vec<Arc<CertifiedKey>>>::new();
             for pair in &pairs {
@@ -433,9 +473,14 @@ mod tests {
             assert_eq!(found, certificate, "{name}");
         }
         let tls = Tls::new(pairs, &settings, None).unwrap();
-        for (host, is) in
-            [("a.example", true), ("127.0.0.1", true), ("q.w.example", true), ("127.0.0.2", false), ("evil.example", false), ("", false)]
-        {
+        for (host, is) in [
+            ("a.example", true),
+            ("127.0.0.1", true),
+            ("q.w.example", true),
+            ("127.0.0.2", false),
+            ("evil.example", false),
+            ("", false),
+        ] {
             assert_eq!(tls.is_for(host), is, "{host}");
         }
     }

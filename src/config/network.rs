@@ -65,12 +65,13 @@ impl Value for FileMode {
     const WHAT: &'static str = "a mode such as '0660'";
 
     fn parse(text: &str) -> Result<Self, ValueError> {
-        let digits = text.len() == 4 && text.starts_with('0') && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
+        let digits =
+            text.len() == 4 && text.starts_with('0') && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
         let mode = digits.then(|| u32::from_str_radix(text, 8).ok()).flatten();
         // Connecting takes the right to write (unix(7)); without the owner's the gateway could not look after it.
-        mode.filter(|mode| mode & 0o600 == 0o600)
-            .map(FileMode)
-            .ok_or(ValueError::Form("is not a socket's mode: write four octal digits in quotes, '0660' or the like"))
+        mode.filter(|mode| mode & 0o600 == 0o600).map(FileMode).ok_or(ValueError::Form(
+            "is not a socket's mode: write four octal digits in quotes, '0660' or the like",
+        ))
     }
 }
 
@@ -92,7 +93,9 @@ impl Value for ListenAddress {
     fn parse(text: &str) -> Result<Self, ValueError> {
         if let Some(path) = text.strip_prefix("unix:") {
             if path.is_empty() || path.ends_with('/') || path.contains('\0') {
-                return Err(ValueError::Form("names no file: write unix:path, such as unix:/run/portcullis.sock"));
+                return Err(ValueError::Form(
+                    "names no file: write unix:path, such as unix:/run/portcullis.sock",
+                ));
             }
             if path.len() > LONGEST_SOCKET_PATH {
                 return Err(ValueError::Form("is too long: the path of a Unix socket has at most 103 bytes"));
@@ -105,10 +108,16 @@ impl Value for ListenAddress {
                 let name = &rest[1..];
                 // What systemd.socket(5) takes for FileDescriptorName=.
                 let fits = name.bytes().all(|b| b.is_ascii_graphic() && b != b':');
-                return if fits && !name.is_empty() && name.len() <= 255 && !name.bytes().all(|b| b.is_ascii_digit()) {
+                return if fits
+                    && !name.is_empty()
+                    && name.len() <= 255
+                    && !name.bytes().all(|b| b.is_ascii_digit())
+                {
                     Ok(ListenAddress::Systemd(Some(name.to_owned())))
                 } else {
-                    Err(ValueError::Form("names no socket: write systemd, or systemd:name with its FileDescriptorName="))
+                    Err(ValueError::Form(
+                        "names no socket: write systemd, or systemd:name with its FileDescriptorName=",
+                    ))
                 };
             }
             _ => {}

@@ -19,8 +19,8 @@ use super::recipe::Recipe;
 use super::template::{ERROR_VARIABLES, LOGIN_VARIABLES, Template};
 use super::value::{
     self, Address, Cidr, CookieName, Duration, ExpectedRequest, Extension, FileMode, HeaderName, HeaderValue,
-    JwksSource, ListenAddress, Method, Name, Origin, OwnPath, PublicKey, RoleName, Secret, SessionStore, Size, UpstreamUrl,
-    UserStore, Value,
+    JwksSource, ListenAddress, Method, Name, Origin, OwnPath, PublicKey, RoleName, Secret, SessionStore,
+    Size, UpstreamUrl, UserStore, Value,
 };
 pub use crate::token::Algorithm;
 use crate::token::revoked::{MOST_LEEWAY, MOST_TTL};

@@ -641,7 +641,9 @@ impl Builder<'_> {
             match Pair::read(self.folder, pair) {
                 Ok(read) => {
                     // Without a clock, as in a test, nothing is said of dates.
-                    if now > 0 && let Some(what) = read.warning(now) {
+                    if now > 0
+                        && let Some(what) = read.warning(now)
+                    {
                         self.warn(pair.cert.at, Problem::Certificate { what });
                     }
                     pairs.push(read);
@@ -658,7 +660,8 @@ impl Builder<'_> {
                 .ok();
             self.watched.push(path);
         }
-        let whole = pairs.len() == 1 + settings.more.len() && client_ca.is_some() == settings.client_ca.is_some();
+        let whole =
+            pairs.len() == 1 + settings.more.len() && client_ca.is_some() == settings.client_ca.is_some();
         let at = settings.client_ca.as_ref().map_or(settings.cert.at, |file| file.at);
         let made = whole.then(|| Tls::new(pairs, settings, client_ca))?;
         made.map_err(|what| self.error(at, Problem::Certificate { what })).ok()
@@ -793,7 +796,12 @@ fn assemble(
             timeout: raw.shutdown.timeout.value.get(),
         },
         fixed: Fixed {
-            listen: raw.listen.0.iter().map(|address| listen_address(&address.value, &source.folder)).collect(),
+            listen: raw
+                .listen
+                .0
+                .iter()
+                .map(|address| listen_address(&address.value, &source.folder))
+                .collect(),
             tls: raw.tls.0.is_some(),
             redirect: raw
                 .tls

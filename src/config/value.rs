@@ -14,7 +14,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::recipe::Recipe;
 
-pub use super::network::{Address, Cidr, FileMode, JwksSource, ListenAddress, Origin, UNIX_PEER, UpstreamUrl};
+pub use super::network::{
+    Address, Cidr, FileMode, JwksSource, ListenAddress, Origin, UNIX_PEER, UpstreamUrl,
+};
 
 /// Why a text is not what it should be. `Display` is the predicate of a sentence whose subject is the value.
 #[derive(Clone, Debug, Eq, PartialEq)]

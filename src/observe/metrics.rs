@@ -257,7 +257,10 @@ impl Metrics {
                 "When the session store was last read"
             ))),
             certificate_expiry: register!(IntGaugeVec::new(
-                build("certificate_expiry_timestamp_seconds", "When a certificate that clients are shown expires"),
+                build(
+                    "certificate_expiry_timestamp_seconds",
+                    "When a certificate that clients are shown expires"
+                ),
                 &["certificate"]
             )),
             handshakes: Handshake::ALL.map(|outcome| handshakes.with_label_values(&[outcome.name()])),

@@ -90,7 +90,8 @@ impl Session {
         connection.flags.begin();
         let state = Rc::new(StreamState { connection: Rc::clone(&connection), offered: Cell::new(None) });
         let _remembered = self.worker.remember(&connection);
-        *self.next.borrow_mut() = Some(Stream { session: Rc::clone(self), state: Rc::clone(&state), _remembered });
+        *self.next.borrow_mut() =
+            Some(Stream { session: Rc::clone(self), state: Rc::clone(&state), _remembered });
         state
     }
 }
@@ -201,7 +202,12 @@ async fn answer(
     let connection = Rc::clone(&state.connection);
     let response = match pseudo::as_http1(&mut parts, &session.head) {
         Ok(()) => {
-            let pace = BodyPace { state: Rc::clone(&state), limit: session.idle_timeout, since: None, timer: LazyTimer::default() };
+            let pace = BodyPace {
+                state: Rc::clone(&state),
+                limit: session.idle_timeout,
+                since: None,
+                timer: LazyTimer::default(),
+            };
             let request = Request::from_parts(parts, FromClient::paced(body, Box::new(pace)));
             Rc::clone(&session.worker).handle_https(connection, request).await?
         }

@@ -103,7 +103,9 @@ impl Listener {
     /// Says where it listens.
     pub fn announce(&self) {
         let address = match &self.socket {
-            Socketed::Tcp(listener) => listener.local_addr().map_or_else(|error| error.to_string(), |a| a.to_string()),
+            Socketed::Tcp(listener) => {
+                listener.local_addr().map_or_else(|error| error.to_string(), |a| a.to_string())
+            }
             Socketed::Unix(_, path) => format!("unix:{}", path.display()),
         };
         match self.speaks {
@@ -114,7 +116,9 @@ impl Listener {
 
     async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
         match &self.socket {
-            Socketed::Tcp(listener) => listener.accept().await.map(|(stream, from)| (Stream::Tcp(stream), from)),
+            Socketed::Tcp(listener) => {
+                listener.accept().await.map(|(stream, from)| (Stream::Tcp(stream), from))
+            }
             Socketed::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
                 Ok((Stream::Unix(stream), SocketAddr::new(UNIX_PEER, 0)))
@@ -213,7 +217,8 @@ impl Inherited {
             if name.is_some_and(|name| self.names.get(index).is_none_or(|known| known != name)) {
                 continue;
             }
-            let fail = |error: io::Error| format!("cannot listen on a socket that systemd handed over: {error}");
+            let fail =
+                |error: io::Error| format!("cannot listen on a socket that systemd handed over: {error}");
             match self.fds.take_tcp_listener(index) {
                 Ok(Some(listener)) => {
                     listener.set_nonblocking(true).map_err(fail)?;
@@ -228,7 +233,8 @@ impl Inherited {
             }
             if let Some(listener) = self.fds.take_unix_listener(index).map_err(fail)? {
                 listener.set_nonblocking(true).map_err(fail)?;
-                let path = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
+                let path =
+                    listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
                 let listener = UnixListener::from_std(listener).map_err(fail)?;
                 found.push(Socketed::Unix(listener, path.unwrap_or_default()));
             }

@@ -110,8 +110,7 @@ async fn serve(
     let signals = drain::Signals::catch()?;
     let snapshot = Arc::clone(&gateway.current().snapshot);
     let fixed = &snapshot.fixed;
-    let listeners =
-        listener::open_all(&fixed.listen, fixed.redirect.as_ref(), fixed.tls, fixed.socket_mode)?;
+    let listeners = listener::open_all(&fixed.listen, fixed.redirect.as_ref(), fixed.tls, fixed.socket_mode)?;
     if let Some(port) = listeners.iter().find_map(|listener| listener.port_of(Speaks::Https)) {
         let _ = gateway.https_port.set(port);
     }

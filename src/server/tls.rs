@@ -158,7 +158,9 @@ mod tests {
     fn of_too_many_handshakes_the_oldest_gives_way() {
         let handshakes = Handshakes::default();
         let mut places: Vec<_> = (0..HANDSHAKES).map(|_| handshakes.begin()).collect();
-        assert!(places.iter_mut().all(|place| place.gone.try_recv() == Err(oneshot::error::TryRecvError::Empty)));
+        assert!(
+            places.iter_mut().all(|place| place.gone.try_recv() == Err(oneshot::error::TryRecvError::Empty))
+        );
         let newest = handshakes.begin();
         let gone = |place: &mut Place<'_>| place.gone.try_recv() == Err(oneshot::error::TryRecvError::Closed);
         assert!(gone(&mut places[0]));

@@ -245,11 +245,8 @@ mod tests {
         peer.describe(&mut map, id);
         assert_eq!(map["x-forwarded-proto"], "https");
         assert_eq!(map["forwarded"], "for=192.0.2.1;host=\"cms.example\";proto=https");
-        let mut peer = Peer::new(
-            "[2001:db8::1]:5".parse().unwrap(),
-            &["2001:db8::/32".parse().unwrap()],
-            Scheme::Http,
-        );
+        let mut peer =
+            Peer::new("[2001:db8::1]:5".parse().unwrap(), &["2001:db8::/32".parse().unwrap()], Scheme::Http);
         let mut map = headers(&[
             ("host", "inner"),
             ("x-forwarded-for", "1.1.1.1"),

@@ -47,7 +47,9 @@ pub fn source(headers: &HeaderMap, scheme: Scheme) -> Source {
 fn is_here(origin: &[u8], headers: &HeaderMap, scheme: Scheme) -> bool {
     let (scheme_port, authority) = match origin {
         [b'h', b't', b't', b'p', b's', b':', b'/', b'/', rest @ ..] => (&b":443"[..], rest),
-        [b'h', b't', b't', b'p', b':', b'/', b'/', rest @ ..] if scheme == Scheme::Http => (&b":80"[..], rest),
+        [b'h', b't', b't', b'p', b':', b'/', b'/', rest @ ..] if scheme == Scheme::Http => {
+            (&b":80"[..], rest)
+        }
         // `null` above all.
         _ => return false,
     };

@@ -199,7 +199,8 @@ mod tests {
             assert_eq!(outcome, if idle { Err(Flood) } else { Ok(()) }, "{kind}");
             // The same number over a longer time is no flood.
             let mut guard = started();
-            let outcome = (0..=2 * IDLE_FRAMES).try_for_each(|n| guard.follow(&one, || now + Duration::from_millis(20) * n));
+            let outcome = (0..=2 * IDLE_FRAMES)
+                .try_for_each(|n| guard.follow(&one, || now + Duration::from_millis(20) * n));
             assert_eq!(outcome, Ok(()), "{kind}");
         }
     }

@@ -716,7 +716,9 @@ mod tests {
             ("GET / HTTP/1.1\nHost".to_owned(), HeadError::LineEnd),
             (format!("GET /{}", "x".repeat(300)), HeadError::TargetTooLong),
             (format!("GET / HTTP/1.1\r\nHost: a\r\nx: {}", "x".repeat(1100)), HeadError::HeadTooLarge),
-            ("\u{16}\u{3}\u{1}".to_owned(), HeadError::Method),
+            ("\u{16}\u{3}\u{1}".to_owned(), HeadError::TlsHello),
+            ("\u{16}\u{3}\u{1}\n\n".to_owned(), HeadError::TlsHello),
+            ("\u{17}\u{3}\u{1}".to_owned(), HeadError::Method),
         ] {
             assert_eq!(Guard::new(LIMITS).next(bytes.as_bytes()), Err(why), "{bytes:?}");
         }

@@ -117,7 +117,6 @@ mod tests {
             ("GET", "http://a/", &[], HeadError::Pseudo),
             ("GET", "ftp://a/", &[], HeadError::Pseudo),
             ("GET", "https://a/0123456789012345678901234567890", &[], HeadError::TargetTooLong),
-            ("GET", "https://a/?`\"", &[], HeadError::RequestLine),
             ("GET", "/", &[], HeadError::Host),
             ("GET", "https://user@a/", &[], HeadError::Host),
             ("GET", "https://a/", &[("host", "b")], HeadError::AuthorityMismatch),
@@ -125,11 +124,21 @@ mod tests {
             ("GET", "https://a/", &[("host", "a"), ("host", "a")], HeadError::Host),
             ("GET", "/", &[("host", "a b")], HeadError::Host),
             ("GET", "/", &[("host", "")], HeadError::Host),
-            ("POST", "https://a/", &[("content-length", "1"), ("content-length", "1")], HeadError::ContentLength),
+            (
+                "POST",
+                "https://a/",
+                &[("content-length", "1"), ("content-length", "1")],
+                HeadError::ContentLength,
+            ),
             ("POST", "https://a/", &[("content-length", "+1")], HeadError::ContentLength),
             ("GET", "https://a/", &[("x", " y")], HeadError::HeaderValue),
             ("GET", "https://a/", &[("x", "y\t")], HeadError::HeaderValue),
-            ("GET", "https://a/", &[("a", ""), ("b", ""), ("c", ""), ("d", ""), ("e", "")], HeadError::TooManyHeaders),
+            (
+                "GET",
+                "https://a/",
+                &[("a", ""), ("b", ""), ("c", ""), ("d", ""), ("e", "")],
+                HeadError::TooManyHeaders,
+            ),
         ] {
             let mut parts = parts(method, uri, headers);
             assert_eq!(as_http1(&mut parts, &LIMITS), Err(why), "{method} {uri} {headers:?}");
@@ -142,7 +151,13 @@ mod tests {
             ("https://Cms.example:8443/a%2Fb?c=d", &[][..], "/a%2Fb?c=d", "Cms.example:8443", None),
             ("https://a/", &[("host", "A")], "/", "a", None),
             ("/x", &[("host", "a")], "/x", "a", None),
-            ("https://a", &[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "a=3")], "/", "a", Some("a=1; b=2; a=3")),
+            (
+                "https://a",
+                &[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "a=3")],
+                "/",
+                "a",
+                Some("a=1; b=2; a=3"),
+            ),
         ] {
             let mut parts = parts("GET", uri, headers);
             assert_eq!(as_http1(&mut parts, &LIMITS), Ok(()), "{uri}");

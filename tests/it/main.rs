@@ -16,6 +16,7 @@ mod hygiene;
 mod identity;
 mod keys;
 mod layers;
+mod listeners;
 mod operations;
 mod queries;
 mod reload;

@@ -82,7 +82,9 @@ async fn a_renewed_certificate_is_served_and_no_connection_drops_for_it() {
     assert_eq!(sender.send_request(gateway.get("/").request).await.unwrap().status(), 200);
     let folder = gateway.folder.path().to_path_buf();
     gateway
-        .after("the configuration is reloaded", || authority.write(&folder, "cert", &["localhost", "127.0.0.1"]))
+        .after("the configuration is reloaded", || {
+            authority.write(&folder, "cert", &["localhost", "127.0.0.1"])
+        })
         .await;
     sender.ready().await.unwrap();
     assert_eq!(sender.send_request(gateway.get("/").request).await.unwrap().status(), 200);
@@ -122,7 +124,9 @@ async fn turning_tls_on_or_off_waits_for_a_restart_and_the_rest_applies() {
     let upstream = Upstream::start().await;
     let (gateway, authority) = start(&upstream, TLS).await;
     let line = gateway
-        .after("changes only with a restart", || gateway.write_config("rules: [{ path: /a, allow: public }]\n"))
+        .after("changes only with a restart", || {
+            gateway.write_config("rules: [{ path: /a, allow: public }]\n")
+        })
         .await;
     assert!(line.contains("'tls'"), "{line}");
     gateway.wait_for_line(0, |line| line.contains("the configuration is reloaded")).await;
@@ -137,25 +141,45 @@ async fn a_file_whose_certificate_cannot_be_used_is_refused_at_its_line() {
     authority.write(folder.path(), "cert", &["localhost"]);
     authority.write(folder.path(), "other", &["localhost"]);
     std::fs::copy(folder.path().join("cert.key"), folder.path().join("open.key")).unwrap();
-    std::fs::set_permissions(folder.path().join("open.key"), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    std::fs::set_permissions(
+        folder.path().join("open.key"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o644),
+    )
+    .unwrap();
     for (tls, at, said) in [
-        ("{ cert: cert.pem, key: other.key }", "other.key", "the key 'other.key' is not the key of the certificate 'cert.pem'"),
+        (
+            "{ cert: cert.pem, key: other.key }",
+            "other.key",
+            "the key 'other.key' is not the key of the certificate 'cert.pem'",
+        ),
         ("{ cert: cert.pem, key: open.key }", "open.key", "everybody may read the key"),
         ("{ cert: none.pem, key: cert.key }", "none.pem", "cannot read the certificate"),
         ("{ cert: cert.pem }", "{", "the key 'key' is missing in 'tls'"),
         ("{ cert: cert.pem, key: cert.key, client_ca: none.pem }", "none.pem", "cannot read the certificate"),
-        ("{ cert: cert.pem, key: cert.key, client_auth: optional }", "optional", "'client_auth' needs 'client_ca'"),
-        ("{ cert: cert.pem, key: cert.key, more: [{ cert: other.pem, key: cert.key }] }", "cert.key }]", "is not the key of"),
+        (
+            "{ cert: cert.pem, key: cert.key, client_auth: optional }",
+            "optional",
+            "'client_auth' needs 'client_ca'",
+        ),
+        (
+            "{ cert: cert.pem, key: cert.key, more: [{ cert: other.pem, key: cert.key }] }",
+            "cert.key }]",
+            "is not the key of",
+        ),
         ("{ cert: cert.pem, key: cert.key, hsts: 1000d }", "1000d", "is more than 730d"),
         ("{ cert: cert.pem, key: cert.key, redirect: 80 }", "80", "must be"),
     ] {
-        let text = format!("upstream: http://127.0.0.1:9\nroles: [A]\nlisten: 127.0.0.1:0\ntls: {tls}\n{RULES}");
+        let text =
+            format!("upstream: http://127.0.0.1:9\nroles: [A]\nlisten: 127.0.0.1:0\ntls: {tls}\n{RULES}");
         std::fs::write(folder.path().join("gateway.yaml"), text).unwrap();
         let column = "tls: ".len() + tls.find(at).unwrap() + 1;
         for output in [run(folder.path(), &["check"], ""), refused_start(folder.path())] {
             let told = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
             assert_eq!(output.status.code(), Some(2), "{told}");
-            assert!(told.contains(&format!("gateway.yaml:4:{column}:")) && told.contains(said), "{tls}: {told}");
+            assert!(
+                told.contains(&format!("gateway.yaml:4:{column}:")) && told.contains(said),
+                "{tls}: {told}"
+            );
         }
     }
 }
@@ -185,7 +209,9 @@ async fn an_expired_certificate_is_told_of_and_its_end_is_a_metric() {
 async fn only_clients_with_a_certificate_of_the_ca_get_in_where_that_is_required() {
     let upstream = Upstream::start().await;
     let clients = Authority::new();
-    for (auth, without) in [("", false), (", client_auth: required", false), (", client_auth: optional", true)] {
+    for (auth, without) in
+        [("", false), (", client_auth: required", false), (", client_auth: optional", true)]
+    {
         let authority = Authority::new();
         let folder = tempfile::tempdir().unwrap();
         authority.write(folder.path(), "cert", &["localhost"]);
@@ -214,7 +240,10 @@ async fn plain_http_at_the_https_port_gets_a_sentence_and_other_bytes_nothing() 
     let (gateway, authority) = start(&upstream, TLS).await;
     let told = gateway.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert!(told.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{told}");
-    assert!(told.contains("plain HTTP was sent to an HTTPS port") && told.contains("connection: close"), "{told}");
+    assert!(
+        told.contains("plain HTTP was sent to an HTTPS port") && told.contains("connection: close"),
+        "{told}"
+    );
     for bytes in [&b"\x00\x01"[..], b"\x80\x2e\x01\x00\x02", b"\x16\x03\x01\x00\x05hello", b"\x16\x03"] {
         let mut client = gateway.connect().await;
         client.send(bytes).await;
@@ -261,8 +290,14 @@ async fn who_comes_by_plain_http_is_redirected_to_the_same_page_and_nowhere_else
     let port = gateway.address.port();
     for (request, location) in [
         ("GET /a%20b?c=d HTTP/1.1\r\nHost: localhost", Some(format!("https://localhost:{port}/a%20b?c=d"))),
-        ("POST /a HTTP/1.1\r\nContent-Length: 3\r\nHost: LocalHost:80", Some(format!("https://LocalHost:{port}/a"))),
-        ("GET //evil.example/ HTTP/1.1\r\nHost: 127.0.0.1:8080", Some(format!("https://127.0.0.1:{port}//evil.example/"))),
+        (
+            "POST /a HTTP/1.1\r\nContent-Length: 3\r\nHost: LocalHost:80",
+            Some(format!("https://LocalHost:{port}/a")),
+        ),
+        (
+            "GET //evil.example/ HTTP/1.1\r\nHost: 127.0.0.1:8080",
+            Some(format!("https://127.0.0.1:{port}//evil.example/")),
+        ),
         ("GET http://localhost/x HTTP/1.1\r\nHost: localhost", Some(format!("https://localhost:{port}/x"))),
         ("GET / HTTP/1.1\r\nHost: evil.example", None),
         ("GET / HTTP/1.1\r\nHost: localhost.evil.example", None),
@@ -279,7 +314,10 @@ async fn who_comes_by_plain_http_is_redirected_to_the_same_page_and_nowhere_else
                 assert!(told.starts_with("HTTP/1.1 308 "), "{request}: {told}");
                 assert!(told.contains(&format!("\r\nlocation: {location}\r\n")), "{request}: {told}");
             }
-            None => assert!(told.starts_with("HTTP/1.1 400 ") || told.starts_with("HTTP/1.0 400 "), "{request}: {told}"),
+            None => assert!(
+                told.starts_with("HTTP/1.1 400 ") || told.starts_with("HTTP/1.0 400 "),
+                "{request}: {told}"
+            ),
         }
         assert!(!told.contains("strict-transport-security"), "{told}");
     }
@@ -292,7 +330,9 @@ async fn who_comes_by_plain_http_is_redirected_to_the_same_page_and_nowhere_else
 async fn a_redirect_names_the_port_that_it_is_told_to() {
     let upstream = Upstream::start().await;
     for (port, shown) in [(443, String::new()), (8443, ":8443".to_owned())] {
-        let extra = format!("tls: {{ cert: cert.pem, key: cert.key, redirect: {{ listen: 127.0.0.1:0, port: {port} }} }}\n");
+        let extra = format!(
+            "tls: {{ cert: cert.pem, key: cert.key, redirect: {{ listen: 127.0.0.1:0, port: {port} }} }}\n"
+        );
         let (gateway, _authority) = start(&upstream, &extra).await;
         let plain = address_in(&gateway.lines(), "redirecting to HTTPS").unwrap();
         let mut client = KeepAlive::connect(plain).await;
@@ -344,7 +384,15 @@ async fn curl_and_openssl_speak_with_it() {
         (&["-alpn", "imap"], false),
     ] {
         let mut openssl = Command::new(&openssl);
-        openssl.args(["s_client", "-connect", &format!("127.0.0.1:{port}"), "-servername", "localhost", "-CAfile", ca]);
+        openssl.args([
+            "s_client",
+            "-connect",
+            &format!("127.0.0.1:{port}"),
+            "-servername",
+            "localhost",
+            "-CAfile",
+            ca,
+        ]);
         openssl.args(["-verify_return_error", "-brief"]).args(arguments).stdin(std::process::Stdio::null());
         let output = tokio::task::spawn_blocking(move || openssl.output().unwrap()).await.unwrap();
         let told = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();

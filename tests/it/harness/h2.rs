@@ -44,7 +44,8 @@ impl H2 {
         sender.ready().await?;
         let answered = tokio::time::timeout(PATIENCE, sender.send_request(request)).await.expect("no answer");
         let (parts, body) = answered?.into_parts();
-        let body = tokio::time::timeout(PATIENCE, body.collect()).await.expect("the answer stops")?.to_bytes();
+        let body =
+            tokio::time::timeout(PATIENCE, body.collect()).await.expect("the answer stops")?.to_bytes();
         Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
     }
 }

@@ -39,7 +39,11 @@ impl Authority {
         self.issue_with(names, |_| {})
     }
 
-    pub fn issue_with(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> (String, String) {
+    pub fn issue_with(
+        &self,
+        names: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> (String, String) {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut parameters = CertificateParams::new(names).unwrap();
         change(&mut parameters);
@@ -56,7 +60,12 @@ impl Authority {
 
     /// What a client that trusts it, and nobody else, connects with.
     pub fn client(&self) -> TlsClient {
-        TlsClient { authority: self.0.der().clone(), own: None, protocols: vec![b"http/1.1".to_vec()], newest: true }
+        TlsClient {
+            authority: self.0.der().clone(),
+            own: None,
+            protocols: vec![b"http/1.1".to_vec()],
+            newest: true,
+        }
     }
 }
 
