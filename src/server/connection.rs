@@ -5,6 +5,7 @@
 //! `header_timeout`; everything else may take as long as it likes while it moves.
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -14,15 +15,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 
-use super::listener::{Arrival, Speaks};
+use super::listener::Arrival;
 use super::worker::{ConnectionCount, Local, Worker};
-use crate::proxy::body::FromClient;
+use crate::proxy::AnswerBody;
 use crate::timer::LazyTimer;
 use crate::wire::answer::Refusal;
 use crate::wire::client::Peer;
@@ -216,13 +219,19 @@ pub struct ConnectionLimits {
     pub idle_timeout: Duration,
 }
 
-/// Serves `stream`, which comes from `arrival`, until either side has had enough.
-pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+/// Serves `stream`, which comes from `arrival`, until either side has had enough: `answer` is asked for each
+/// request.
+pub async fn serve<S, A, F>(
     worker: Rc<Worker>,
     stream: S,
     arrival: Arrival,
     count: ConnectionCount,
-) {
+    answer: A,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    A: Fn(Rc<Worker>, Rc<Connection>, Request<Incoming>) -> F,
+    F: Future<Output = Result<Response<AnswerBody>, Infallible>>,
+{
     let active = worker.active();
     let limits = active.connection_limits();
     let connection = Connection::new(&active, arrival, count);
@@ -232,16 +241,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
 
     let service = service_fn({
         let (worker, connection) = (Rc::clone(&worker), Rc::clone(&connection));
-        move |request| {
-            let (worker, connection) = (Rc::clone(&worker), Rc::clone(&connection));
-            async move {
-                match arrival.speaks {
-                    Speaks::Redirect => worker.redirect(connection, request).await,
-                    Speaks::Http => worker.handle(connection, request.map(FromClient::new)).await,
-                    Speaks::Https => worker.handle_https(connection, request.map(FromClient::new)).await,
-                }
-            }
-        }
+        move |request| answer(Rc::clone(&worker), Rc::clone(&connection), request)
     });
     let mut http = http1::Builder::new();
     http.max_header_size(limits.head.head_bytes.max(8192))

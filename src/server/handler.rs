@@ -15,7 +15,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Body;
+use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -136,6 +136,15 @@ enum Outcome {
 }
 
 impl Worker {
+    /// As [`Worker::handle`], for a connection that carries one request at a time.
+    pub fn handle_http(
+        self: Rc<Self>,
+        connection: Rc<Connection>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<AnswerBody>, Infallible>> {
+        self.handle(connection, request.map(FromClient::new))
+    }
+
     /// Answers one request.
     ///
     /// # Errors

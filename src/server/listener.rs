@@ -374,11 +374,11 @@ pub async fn accept(gateway: Arc<Gateway>, listener: Listener, workers: Vec<Work
 fn turn_away(gateway: &Gateway, listener: &Listener, stream: &Stream) {
     let refusal = Refusal::TooManyConnections;
     gateway.metrics.refusal(refusal.code());
-    gateway.metrics.response(refusal.status().as_u16());
     if listener.speaks == Speaks::Https {
         // It could not be told without a handshake, and that is what there are too many for.
         return;
     }
+    gateway.metrics.response(refusal.status().as_u16());
     let bytes = refusal.bytes(&gateway.current().snapshot.errors, &random_hex(8));
     // Whoever does not take it at once learns it from the closed connection.
     let _ = stream.try_write(&bytes);

@@ -57,7 +57,13 @@ fn connect(worker: &Rc<Worker>) -> DuplexStream {
 fn serve(worker: &Rc<Worker>, server: DuplexStream) {
     let count = ConnectionCount::new(Arc::clone(&worker.gateway));
     let arrival = Arrival { address: ([192, 0, 2, 1], 40_000).into(), speaks: Speaks::Http };
-    tokio::task::spawn_local(connection::serve(Rc::clone(worker), server, arrival, count));
+    tokio::task::spawn_local(connection::serve(
+        Rc::clone(worker),
+        server,
+        arrival,
+        count,
+        Worker::handle_http,
+    ));
 }
 
 /// Takes the keys that were asked for.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use http::header::STRICT_TRANSPORT_SECURITY;
 use http::{Request, Response};
+use hyper::body::Incoming;
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -63,7 +64,10 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival, coun
             if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
                 http2::serve(worker, *stream, arrival, count).await;
             } else {
-                connection::serve(worker, *stream, arrival, count).await;
+                let answer = |worker: Rc<Worker>, connection, request: Request<Incoming>| {
+                    worker.handle_https(connection, request.map(FromClient::new))
+                };
+                connection::serve(worker, *stream, arrival, count, answer).await;
             }
         }
     }
@@ -122,6 +126,11 @@ pub struct Handshakes {
 }
 
 impl Handshakes {
+    /// All of them end: nobody has been promised anything yet.
+    pub fn give_up(&self) {
+        self.under_way.borrow_mut().clear();
+    }
+
     fn begin(&self) -> Place<'_> {
         let id = self.next.get();
         self.next.set(id + 1);

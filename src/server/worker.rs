@@ -288,6 +288,7 @@ impl Worker {
     /// Every connection ends after the response under way.
     fn close_connections(&self) {
         self.closing.set(true);
+        self.handshakes.give_up();
         let all: Vec<_> = self.connections.borrow().values().cloned().collect();
         for connection in all {
             connection.close_soon();
@@ -448,14 +449,24 @@ async fn serve(worker: Rc<Worker>, stream: Accepted, arrival: Arrival, count: Co
             match arrival.speaks {
                 // Apart, so that a plain connection's task is no larger for it.
                 Speaks::Https => Box::pin(tls::serve(worker, stream, arrival, count)).await,
-                Speaks::Http | Speaks::Redirect => {
-                    connection::serve(worker, Stream(stream), arrival, count).await;
+                Speaks::Http => {
+                    connection::serve(worker, Stream(stream), arrival, count, Worker::handle_http).await;
+                }
+                Speaks::Redirect => {
+                    Box::pin(connection::serve(worker, stream, arrival, count, Worker::redirect)).await;
                 }
             }
         }
         Accepted::Unix(stream) => {
             let Ok(stream) = UnixStream::from_std(stream) else { return };
-            Box::pin(connection::serve(worker, stream, arrival, count)).await;
+            match arrival.speaks {
+                Speaks::Redirect => {
+                    Box::pin(connection::serve(worker, stream, arrival, count, Worker::redirect)).await;
+                }
+                Speaks::Http | Speaks::Https => {
+                    Box::pin(connection::serve(worker, stream, arrival, count, Worker::handle_http)).await;
+                }
+            }
         }
     }
 }
