@@ -113,6 +113,8 @@ async fn status(gateway: &Gateway) -> Response<Full<Bytes>> {
         .iter()
         .map(|one| json!({ "file": one.file, "names": one.names, "expires": one.validity.1, "expired": now > one.validity.1 }))
         .collect();
+    let upstreams: Vec<_> =
+        snapshot.upstream.iter().map(|upstream| json!({ "address": upstream.address })).collect();
     let body = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "stage": match gateway.stage() {
@@ -132,7 +134,7 @@ async fn status(gateway: &Gateway) -> Response<Full<Bytes>> {
         "certificates": certificates,
         "stores": { "users": users, "sessions": sessions },
         "revocations": gateway.sessions.len(),
-        "upstreams": [{ "address": snapshot.upstream.address }],
+        "upstreams": upstreams,
         "connections": gateway.metrics.connections.get(),
     });
     let mut response = text(StatusCode::OK, &format!("{body:#}\n"));

@@ -12,7 +12,8 @@
 //! strictest of them requires, [`wire::credentials`] finds the token, a cache of verified tokens or
 //! [`token::verify`](token) says whose it is, [`token::revoked`] whether it is over, the policy decides, and [`proxy`] sends the request on,
 //! with the permit that only a decision can make. What the gateway answers itself is made by
-//! [`wire::answer`]. Nothing on this way touches a disk, a database or a lock shared by all threads.
+//! [`wire::answer`]. A load balancer that forwards itself comes through a listener of its own and describes a
+//! request ([`proxy::forward_auth`]), which goes the same way up to the decision. Nothing on this way touches a disk, a database or a lock shared by all threads.
 //!
 //! A login takes the way through [`login`]: a body, a place among those who may try, a user of the
 //! [`store`], a password checked off the request threads, a token signed; how it ends before its time is

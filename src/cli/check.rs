@@ -86,12 +86,14 @@ async fn try_network(snapshot: &Snapshot, out: &mut dyn Write) -> Result<bool, C
             tell(format!("sessions: {} will be made at the first start", sessions.display()), Ok(()))?;
         }
     }
-    let address = &snapshot.upstream.address;
-    let connected = match timeout(TIMEOUT, TcpStream::connect(address.as_str())).await {
-        Ok(outcome) => outcome.map(drop).map_err(|error| error.to_string()),
-        Err(_) => Err("it does not answer".to_owned()),
-    };
-    tell(format!("upstream {address}"), connected)?;
+    if let Some(upstream) = &snapshot.upstream {
+        let address = &upstream.address;
+        let connected = match timeout(TIMEOUT, TcpStream::connect(address.as_str())).await {
+            Ok(outcome) => outcome.map(drop).map_err(|error| error.to_string()),
+            Err(_) => Err("it does not answer".to_owned()),
+        };
+        tell(format!("upstream {address}"), connected)?;
+    }
     for source in &snapshot.remote_keys {
         let fetched = match timeout(TIMEOUT, trust::fetch(&source.url)).await {
             Ok(outcome) => outcome.and_then(|jwks| {

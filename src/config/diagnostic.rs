@@ -128,6 +128,10 @@ pub enum Problem {
     UnknownTemplateVariable { name: String, nearest: Option<String>, known: Vec<String> },
     /// Two identity headers that an upstream could not tell apart.
     SameHeader { name: String, other: String, first: Position },
+    /// PROXY protocol headers are wanted, and from nobody.
+    NobodyToBelieve,
+    /// One header for two parts of a load balancer's description.
+    DescribedTwice { name: String, first: Position },
     /// A trusted issuer whose users could be taken for local ones.
     NoIdPrefix { issuer: String },
     /// Two trusted issuers of one name.
@@ -383,6 +387,12 @@ impl fmt::Display for Problem {
                 "an upstream could take the header '{name}' for '{other}' {}; identity headers must differ",
                 of(*first)
             ),
+            Problem::NobodyToBelieve => f.write_str(
+                "a PROXY protocol header is believed from 'trusted_proxies' alone: list your load balancer there",
+            ),
+            Problem::DescribedTwice { name, first } => {
+                write!(f, "the header '{name}' is already that {}: method, uri and host need one each", of(*first))
+            }
             Problem::SameIssuer { issuer, first } => {
                 write!(f, "tokens of the issuer '{}' are already those {}", tidy(issuer), of(*first))
             }

@@ -266,7 +266,29 @@ log: { format: json, level: debug, access: false }
             ("rules: [{ path: /a }]", "3:9: the key 'allow' is missing in 'rules'"),
             (
                 "xyzzy: { cert: a, key: b }",
-                "3:1: unknown key 'xyzzy'; known here: listen, tls, socket_mode, admin, workers, state, trusted_proxies, upstream, roles, rules, expect, paths, identity, tokens, login, errors, users, sessions, cors_preflight, limits, shutdown, log",
+                "3:1: unknown key 'xyzzy'; known here: listen, tls, socket_mode, admin, forward_auth, workers, state, trusted_proxies, proxy_protocol, upstream, roles, rules, expect, paths, identity, tokens, login, errors, users, sessions, cors_preflight, limits, shutdown, log",
+            ),
+            // Load balancers.
+            (
+                "proxy_protocol: required",
+                "3:17: a PROXY protocol header is believed from 'trusted_proxies' alone: list your load balancer there",
+            ),
+            (
+                "proxy_protocol: yes",
+                "3:17: 'proxy_protocol' cannot be 'yes'; it must be off, optional or required",
+            ),
+            ("forward_auth: { headers: nginx }", "3:15: the key 'listen' is missing in 'forward_auth'"),
+            (
+                "forward_auth: { listen: a:1, headers: ngnix }",
+                "3:39: 'forward_auth.headers' cannot be 'ngnix', did you mean 'nginx'?",
+            ),
+            (
+                "forward_auth: { listen: a:1, headers: { method: X-Ask, uri: X_Ask } }",
+                "3:61: 'forward_auth.headers.uri': 'X_Ask' is not a header's name that begins with X-: letters, digits and dashes",
+            ),
+            (
+                "forward_auth: { listen: a:1, headers: { method: X-Ask, uri: x-ask } }",
+                "3:61: the header 'x-ask' is already that of line 3: method, uri and host need one each",
             ),
             // Kinds.
             ("rules: {}", "3:8: 'rules' must be a list, not a mapping"),

@@ -18,9 +18,9 @@ pub use super::forms::{OneOrMany, OrFalse, OrOff, Pairs, Switch};
 use super::recipe::Recipe;
 use super::template::{ERROR_VARIABLES, LOGIN_VARIABLES, Template};
 use super::value::{
-    self, Address, Cidr, CookieName, Duration, ExpectedRequest, Extension, FileMode, HeaderName, HeaderValue,
-    JwksSource, ListenAddress, Method, Name, Origin, OwnPath, PublicKey, RoleName, Secret, SessionStore,
-    Size, UpstreamUrl, UserStore, Value,
+    self, Address, Cidr, CookieName, DescribingHeader, Duration, ExpectedRequest, Extension, FileMode,
+    HeaderName, HeaderValue, JwksSource, ListenAddress, Method, Name, Origin, OwnPath, PublicKey, RoleName,
+    Secret, SessionStore, Size, UpstreamUrl, UserStore, Value,
 };
 pub use crate::token::Algorithm;
 use crate::token::revoked::{MOST_LEEWAY, MOST_TTL};
@@ -34,7 +34,7 @@ const KIB: u64 = 1024;
 /// The configuration of a Portcullis gateway.
 #[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
 #[serde(default, deny_unknown_fields)]
-#[schemars(title = "gateway.yaml", extend("required" = ["upstream", "roles"]))]
+#[schemars(title = "gateway.yaml", extend("required" = ["roles"]))]
 pub struct Raw {
     /// Where clients connect: `host:port`, `unix:path`, `systemd` (or `systemd:name`), or a list of such.
     pub listen: OneOrMany<At<ListenAddress>>,
@@ -44,14 +44,22 @@ pub struct Raw {
     pub socket_mode: At<FileMode>,
     /// Where probes, metrics and reloads are served; false turns it off. Never make it public.
     pub admin: OrFalse<At<Address>>,
+    /// Where load balancers ask for a decision: `host:port`, or that with how they describe a request; false turns
+    /// it off. Never make it public.
+    #[serde(deserialize_with = "forward_auth")]
+    #[schemars(with = "OrFalse<ForwardAuthForm>", extend("default" = false))]
+    pub forward_auth: OrFalse<ForwardAuth>,
     /// Threads that serve requests; `auto` is one per available core.
     pub workers: At<Workers>,
     /// The folder for what the gateway writes: its SQLite file and its keys. Relative to this file.
     pub state: At<Name>,
-    /// Networks whose `X-Forwarded-*` headers are believed; `unix` is whoever connects to a Unix socket.
+    /// Networks whose `X-Forwarded-*` and PROXY protocol headers are believed; `unix` is whoever connects to a Unix
+    /// socket.
     pub trusted_proxies: Vec<At<Cidr>>,
-    /// The CMS that allowed requests go to: a URL, or its details.
-    // Absent only from a file that is refused for it.
+    /// Whether connections to `listen` from `trusted_proxies` begin with a PROXY protocol header; with `required`
+    /// every connection has to, so nobody else can connect.
+    pub proxy_protocol: At<ProxyProtocol>,
+    /// The CMS that allowed requests go to: a URL, or its details. Only with `forward_auth` it may be left out.
     #[serde(deserialize_with = "upstream")]
     #[schemars(with = "UpstreamForm", extend("default" = null))]
     pub upstream: Option<Upstream>,
@@ -95,9 +103,11 @@ impl Default for Raw {
             tls: OrFalse(None),
             socket_mode: at("0660"),
             admin: OrFalse(Some(at("127.0.0.1:9090"))),
+            forward_auth: OrFalse(None),
             workers: At::default(),
             state: at("data"),
             trusted_proxies: Vec::new(),
+            proxy_protocol: At::default(),
             upstream: None,
             roles: Vec::new(),
             rules: Vec::new(),
@@ -267,6 +277,20 @@ impl<'de> Deserialize<'de> for Workers {
     }
 }
 
+/// Whether connections begin with a PROXY protocol header.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum ProxyProtocol {
+    /// None does.
+    #[default]
+    Off,
+    /// Some may.
+    Optional,
+    /// All do.
+    Required,
+}
+
 /// The CMS behind the gateway.
 #[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -329,6 +353,94 @@ fn upstream<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Upstrea
             host: HostHeader::default(),
         },
     }))
+}
+
+/// Where load balancers ask for a decision, and how they say what about.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForwardAuth {
+    /// Where load balancers connect: `host:port`.
+    pub listen: At<Address>,
+    /// Which headers describe the request: `nginx` (`X-Original-Method`, `X-Original-URI`), `traefik`
+    /// (`X-Forwarded-Method`, `-Uri`, `-Host`), `envoy` (none: it asks with the request itself), or their names.
+    #[serde(default)]
+    pub headers: Description,
+}
+
+/// How a load balancer describes the request that it asks about.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(untagged, inline)]
+pub enum Description {
+    /// As one that is known.
+    #[serde(rename = "$text")]
+    Known(Asker),
+    /// In headers of the operator's own.
+    #[serde(rename = "$mapping")]
+    Own(Box<OwnDescription>),
+}
+
+impl Default for Description {
+    fn default() -> Self {
+        Description::Known(Asker::default())
+    }
+}
+
+/// As in the file, without the names that tell the forms apart in reading.
+impl Serialize for Description {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Description::Known(asker) => asker.serialize(serializer),
+            Description::Own(own) => own.serialize(serializer),
+        }
+    }
+}
+
+/// Load balancers whose way to ask is known.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum Asker {
+    /// `X-Original-Method`, `X-Original-URI` and Host; it knows the answers 200, 401 and 403 alone.
+    #[default]
+    Nginx,
+    /// `X-Forwarded-Method`, `X-Forwarded-Uri` and `X-Forwarded-Host`, as Caddy does; it hands on any answer.
+    Traefik,
+    /// The request itself, without its body; it hands on any answer.
+    Envoy,
+}
+
+/// Headers that describe a request.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnDescription {
+    /// The header with its method.
+    pub method: At<DescribingHeader>,
+    /// The header with its path and query, or its whole URL.
+    pub uri: At<DescribingHeader>,
+    /// The header with its Host. When left out: the Host of the load balancer's own request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<At<DescribingHeader>>,
+    /// Whether the load balancer hands any answer on to the client, redirects to the login page included. If not, it
+    /// gets 200, 401 and 403 alone.
+    #[serde(default)]
+    pub pages: bool,
+}
+
+/// `forward_auth: ADDRESS` is short for `forward_auth: { listen: ADDRESS }`.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(untagged, inline)]
+enum ForwardAuthForm {
+    #[serde(rename = "$text")]
+    Listen(At<Address>),
+    #[serde(rename = "$mapping")]
+    Full(Box<ForwardAuth>),
+}
+
+fn forward_auth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OrFalse<ForwardAuth>, D::Error> {
+    Ok(OrFalse(OrFalse::<ForwardAuthForm>::deserialize(deserializer)?.0.map(|form| match form {
+        ForwardAuthForm::Full(full) => *full,
+        ForwardAuthForm::Listen(listen) => ForwardAuth { listen, headers: Description::default() },
+    })))
 }
 
 /// Where users are kept, and which of their password hashes are believed beside the sound ones.
@@ -948,6 +1060,25 @@ impl Raw {
     pub(super) fn contradictions(&self, incomplete: &BTreeSet<String>) -> Vec<Diagnostic> {
         let mut found = Vec::new();
         let whole = |section: &str| !incomplete.contains(section);
+        if self.upstream.is_none()
+            && self.forward_auth.0.is_none()
+            && whole("upstream")
+            && whole("forward_auth")
+        {
+            let missing = Problem::MissingKey { key: "upstream".into(), within: String::new() };
+            found.push(Diagnostic::error(super::Position { line: 1, column: 1 }, missing));
+        }
+        if self.proxy_protocol.value != ProxyProtocol::Off
+            && self.trusted_proxies.is_empty()
+            && whole("trusted_proxies")
+        {
+            found.push(Diagnostic::error(self.proxy_protocol.at, Problem::NobodyToBelieve));
+        }
+        if whole("forward_auth")
+            && let OrFalse(Some(ForwardAuth { headers: Description::Own(own), .. })) = &self.forward_auth
+        {
+            own.contradictions(&mut found);
+        }
         if whole("identity") {
             self.identity.contradictions(&mut found);
         }
@@ -1009,6 +1140,22 @@ impl Identity {
                 let (name, other) = (header.as_str().to_owned(), first.as_str().to_owned());
                 found
                     .push(Diagnostic::error(header.at, Problem::SameHeader { name, other, first: first.at }));
+            }
+        }
+    }
+}
+
+impl OwnDescription {
+    fn contradictions(&self, found: &mut Vec<Diagnostic>) {
+        let mut headers: Vec<_> =
+            [Some(&self.method), Some(&self.uri), self.host.as_ref()].into_iter().flatten().collect();
+        headers.sort_by_key(|header| header.at);
+        for (index, header) in headers.iter().enumerate() {
+            let folded = value::fold_header(header.as_str());
+            let same = |other: &&&At<DescribingHeader>| value::fold_header(other.as_str()) == folded;
+            if let Some(first) = headers[..index].iter().find(same) {
+                let (name, first) = (header.as_str().to_owned(), first.at);
+                found.push(Diagnostic::error(header.at, Problem::DescribedTwice { name, first }));
             }
         }
     }

@@ -303,7 +303,7 @@ mod tests {
         assert_eq!(schema["properties"]["upstream"].get("default"), None);
         assert_eq!(schema["$defs"]["Limits"]["properties"]["header_bytes"]["default"], json!("32KiB"));
         assert_eq!(schema["$defs"]["Tokens"]["properties"]["keys"]["default"], json!("keys"));
-        assert_eq!(schema["required"], json!(["upstream", "roles"]));
+        assert_eq!(schema["required"], json!(["roles"]));
     }
 
     #[test]

@@ -74,10 +74,14 @@ pub struct Snapshot {
     pub tls: Option<Arc<Tls>>,
     /// Networks whose word about others is believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// Where requests go.
-    pub upstream: UpstreamSettings,
+    /// Whether connections from there begin with a PROXY protocol header.
+    pub proxy_protocol: raw::ProxyProtocol,
+    /// Where requests go; `None`: load balancers forward them, and ask for a decision alone.
+    pub upstream: Option<UpstreamSettings>,
     /// What the upstream sees as Host; `None`: the client's.
     pub upstream_host: Option<HeaderValue>,
+    /// How load balancers ask for a decision; `None`: nobody does.
+    pub forward_auth: Option<ForwardAuth>,
     /// From the request's last byte to the response's first.
     pub response_timeout: Duration,
     /// The login endpoint; `None`: off.
@@ -188,6 +192,26 @@ pub struct UpstreamSettings {
     pub max_connections: usize,
 }
 
+/// How a load balancer says which request it asks about, and what it can do with the answer.
+#[derive(Clone, Debug)]
+pub struct ForwardAuth {
+    /// The headers that describe the request; `None`: it asks with the request itself.
+    pub headers: Option<DescribingHeaders>,
+    /// Whether it hands any answer on to the client; if not, it knows 200, 401 and 403 alone.
+    pub pages: bool,
+}
+
+/// The headers in which a load balancer describes a request.
+#[derive(Clone, Debug)]
+pub struct DescribingHeaders {
+    /// Its method.
+    pub method: HeaderName,
+    /// Its target.
+    pub uri: HeaderName,
+    /// Its Host; `None`: that of the load balancer's own request.
+    pub host: Option<HeaderName>,
+}
+
 /// `login`, ready to be used.
 #[derive(Clone, Debug)]
 pub struct LoginSettings {
@@ -276,6 +300,8 @@ pub struct Fixed {
     pub socket_mode: u32,
     /// `host:port`.
     pub admin: Option<String>,
+    /// `host:port`.
+    pub forward_auth: Option<String>,
     /// `None`: one per core.
     pub workers: Option<usize>,
     /// The SQLite file of the user store.
@@ -356,11 +382,11 @@ pub fn build(reading: Reading, source: &Source, surroundings: &Surroundings) -> 
     let tls = builder.tls(surroundings.now);
     let Builder { found, watched, .. } = builder;
     diagnostics.extend(found);
-    let (Some(keys), Some(upstream)) = (keys, &raw.upstream) else { return Err(diagnostics) };
+    let Some(keys) = keys else { return Err(diagnostics) };
     if diagnostics.has_errors() {
         return Err(diagnostics);
     }
-    let snapshot = assemble(&raw, source, policy, keys, trusted, tls, upstream, watched);
+    let snapshot = assemble(&raw, source, policy, keys, trusted, tls, watched);
     Ok(Built { snapshot, warnings: diagnostics })
 }
 
@@ -706,7 +732,6 @@ fn assemble(
     (ring, key_folder): (Ring, Option<PathBuf>),
     trusted: TrustedIssuers,
     tls: Option<Tls>,
-    upstream: &raw::Upstream,
     watched: Vec<PathBuf>,
 ) -> Snapshot {
     let tokens = &raw.tokens;
@@ -728,6 +753,7 @@ fn assemble(
     let UserStore::Sqlite(users) = &raw.users.store.value;
     let SessionStore::Sqlite(sessions) = &raw.sessions.value;
     let state = source.folder.join(raw.state.as_str());
+    let upstream = raw.upstream.as_ref();
     Snapshot {
         rule_labels: policy.rules().iter().map(label).collect(),
         rule_positions: raw.rules.iter().map(|rule| rule.path.at).collect(),
@@ -748,20 +774,21 @@ fn assemble(
         identity: identity(&raw.identity),
         tls: tls.map(Arc::new),
         trusted_proxies: raw.trusted_proxies.iter().map(|cidr| cidr.value.0).collect(),
-        upstream: UpstreamSettings {
+        proxy_protocol: raw.proxy_protocol.value,
+        upstream: upstream.map(|upstream| UpstreamSettings {
             address: format!("{}:{}", bracketed(&upstream.url.host), upstream.url.port),
             connect_timeout: upstream.connect_timeout.value.get(),
             idle_timeout: upstream.idle_timeout.value.get(),
             max_connections: upstream.max_connections.value as usize,
-        },
-        upstream_host: match upstream.host {
-            raw::HostHeader::Preserve => None,
-            raw::HostHeader::Upstream => Some(
+        }),
+        upstream_host: upstream.filter(|upstream| upstream.host == raw::HostHeader::Upstream).map(
+            |upstream| {
                 HeaderValue::try_from(upstream.url.authority())
-                    .expect("a checked host and port are visible ASCII"),
-            ),
-        },
-        response_timeout: upstream.response_timeout.value.get(),
+                    .expect("a checked host and port are visible ASCII")
+            },
+        ),
+        response_timeout: upstream.map(|upstream| upstream.response_timeout.value.get()).unwrap_or_default(),
+        forward_auth: raw.forward_auth.0.as_ref().map(|asked| forward_auth(&asked.headers)),
         login: raw.login.0.as_ref().map(|login| LoginSettings {
             username_field: login.username_field.as_str().to_owned(),
             password_field: login.password_field.as_str().to_owned(),
@@ -810,6 +837,7 @@ fn assemble(
                 .and_then(|tls| Some(listen_address(&tls.redirect.as_ref()?.listen.value, &source.folder))),
             socket_mode: raw.socket_mode.value.0,
             admin: raw.admin.0.as_ref().map(|address| address.value.to_string()),
+            forward_auth: raw.forward_auth.0.as_ref().map(|asked| asked.listen.value.to_string()),
             workers: match raw.workers.value {
                 raw::Workers::Auto => None,
                 raw::Workers::Count(count) => Some(usize::from(count)),
@@ -862,6 +890,32 @@ fn identity(raw: &raw::Identity) -> Identity {
         }),
         forward_token: raw.forward_token,
     }
+}
+
+fn forward_auth(description: &raw::Description) -> ForwardAuth {
+    let fixed = |method, uri, host: Option<&'static str>| DescribingHeaders {
+        method: HeaderName::from_static(method),
+        uri: HeaderName::from_static(uri),
+        host: host.map(HeaderName::from_static),
+    };
+    let (headers, pages) = match description {
+        raw::Description::Known(raw::Asker::Nginx) => {
+            (Some(fixed("x-original-method", "x-original-uri", None)), false)
+        }
+        raw::Description::Known(raw::Asker::Traefik) => {
+            (Some(fixed("x-forwarded-method", "x-forwarded-uri", Some("x-forwarded-host"))), true)
+        }
+        raw::Description::Known(raw::Asker::Envoy) => (None, true),
+        raw::Description::Own(own) => {
+            let headers = DescribingHeaders {
+                method: header_name(own.method.as_str()),
+                uri: header_name(own.uri.as_str()),
+                host: own.host.as_ref().map(|host| header_name(host.as_str())),
+            };
+            (Some(headers), own.pages)
+        }
+    };
+    ForwardAuth { headers, pages }
 }
 
 /// Without a name of its own, a secure cookie has one that no other host and no plain connection can set

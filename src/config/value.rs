@@ -105,6 +105,7 @@ pub fn check(name: &str, text: &str, least: u64, most: u64) -> Result<(), ValueE
         Extension::NAME => parses::<Extension>(text),
         Recipe::NAME => parses::<Recipe>(text),
         CookieName::NAME => parses::<CookieName>(text),
+        DescribingHeader::NAME => parses::<DescribingHeader>(text),
         _ => Ok(()),
     }
 }
@@ -137,6 +138,7 @@ pub fn what(name: &str) -> &'static str {
         Extension::NAME => Extension::WHAT,
         Recipe::NAME => Recipe::WHAT,
         CookieName::NAME => CookieName::WHAT,
+        DescribingHeader::NAME => DescribingHeader::WHAT,
         _ => "a text",
     }
 }
@@ -399,6 +401,23 @@ checked_text!(
             return Err(ValueError::Form("is not a header's name: letters, digits and dashes"));
         }
         Ok(())
+    }
+);
+
+checked_text!(
+    /// The name of a header in which a load balancer describes a request: one that has no meaning in HTTP itself and
+    /// is not of those by which a proxy, or a client, says something else.
+    DescribingHeader, "describing-header", "a header's name that begins with X-", |text| {
+        let token = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+        let folded = fold_header(text);
+        if !(3..=128).contains(&text.len()) || !text.bytes().all(token) || !folded.starts_with("x-") {
+            return Err(ValueError::Form("is not a header's name that begins with X-: letters, digits and dashes"));
+        }
+        let taken = [
+            "x-http-method", "x-http-method-override", "x-method-override", "x-real-ip", "x-request-id",
+            "x-middleware-subrequest", "x-forwarded-for", "x-forwarded-proto",
+        ];
+        if taken.contains(&folded.as_str()) { Err(ValueError::TakenHeader) } else { Ok(()) }
     }
 );
 

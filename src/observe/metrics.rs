@@ -9,6 +9,7 @@ use prometheus::{
 
 use crate::config::certificates::Certificate;
 use crate::wire::answer::LockedBy;
+use crate::wire::proxy_protocol::Outcome;
 
 /// The upper bounds of the duration histogram, in seconds.
 const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
@@ -20,6 +21,7 @@ pub struct Metrics {
     requests: IntCounterVec,
     trials: IntCounterVec,
     refusals: IntCounterVec,
+    proxy_headers: IntCounterVec,
     responses: [IntCounter; 6],
     /// How a token was found to be what it is.
     pub tokens: Tokens,
@@ -168,6 +170,13 @@ impl Metrics {
                 ),
                 &["rule", "would"]
             )),
+            proxy_headers: register!(IntCounterVec::new(
+                build(
+                    "proxy_headers_total",
+                    "Connections that begin, or should, with a PROXY protocol header, by outcome"
+                ),
+                &["outcome"]
+            )),
             refusals: register!(IntCounterVec::new(
                 build("refusals_total", "Error answers of the gateway's own, by code"),
                 &["code"]
@@ -276,6 +285,9 @@ impl Metrics {
         };
         // There from the beginning, or an alert would miss the first one.
         metrics.rotations.with_label_values(&["reuse"]);
+        for outcome in Outcome::ALL {
+            metrics.proxy_headers.with_label_values(&[outcome.code()]);
+        }
         #[cfg(target_os = "linux")]
         metrics
             .registry
@@ -302,6 +314,11 @@ impl Metrics {
     /// An error answer.
     pub fn refusal(&self, code: &str) {
         self.refusals.with_label_values(&[code]).inc();
+    }
+
+    /// A connection that began with a PROXY protocol header, or should have.
+    pub fn proxy_header(&self, outcome: Outcome) {
+        self.proxy_headers.with_label_values(&[outcome.code()]).inc();
     }
 
     /// A response, whoever made it.

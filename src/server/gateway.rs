@@ -127,6 +127,7 @@ pub struct Gateway {
     /// Open downstream connections.
     pub(super) connections: AtomicUsize,
     warned_of_proxy: AtomicBool,
+    warned_of_header: AtomicBool,
     loader: Loader,
     /// Held by whoever is loading a configuration: one at a time.
     surroundings: tokio::sync::Mutex<Surroundings>,
@@ -165,13 +166,14 @@ impl Gateway {
         level: LogLevel,
     ) -> Arc<Self> {
         let metrics = Metrics::new();
-        let slots = Arc::new(Slots::new(snapshot.upstream.max_connections));
+        let slots = Arc::new(Slots::new(most_connections(&snapshot)));
         let gateway = Arc::new(Self {
             current: ArcSwap::from_pointee(Active::new(snapshot, 1, &metrics, slots)),
             generation: AtomicU64::new(1),
             stage: AtomicU8::new(Stage::Starting as u8),
             connections: AtomicUsize::new(0),
             warned_of_proxy: AtomicBool::new(false),
+            warned_of_header: AtomicBool::new(false),
             loader,
             surroundings: tokio::sync::Mutex::default(),
             last_load: Mutex::new(LastLoad { at: unix_now(), error: None }),
@@ -262,8 +264,20 @@ impl Gateway {
         if !self.warned_of_proxy.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 %peer,
-                "requests from this address carry X-Forwarded-For, which is not believed: if it is a load \
+                "requests from this address carry X-Forwarded-For or Forwarded, which is not believed: if it is a load \
                  balancer of yours, list it in 'trusted_proxies', or everybody seems to come from there"
+            );
+        }
+    }
+
+    /// Says, once, that a connection was closed for its PROXY protocol header, or for having none.
+    pub fn warn_of_proxy_header(&self, peer: std::net::IpAddr, why: &'static str) {
+        if !self.warned_of_header.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                %peer,
+                why,
+                "a connection was closed for its PROXY protocol header, or for having none: see 'proxy_protocol' \
+                 and 'trusted_proxies'; further ones are counted in portcullis_proxy_headers_total"
             );
         }
     }
@@ -370,10 +384,10 @@ impl Gateway {
             (Some(old), Some(new)) => Some(Arc::new(new.continuing(&old))),
         };
         self.metrics.certificates(snapshot.tls.as_deref().map_or(&[], |tls| &tls.certificates));
-        let slots = if old.snapshot.upstream.max_connections == snapshot.upstream.max_connections {
+        let slots = if most_connections(&old.snapshot) == most_connections(&snapshot) {
             Arc::clone(&old.slots)
         } else {
-            Arc::new(Slots::new(snapshot.upstream.max_connections))
+            Arc::new(Slots::new(most_connections(&snapshot)))
         };
         let kids = |snapshot: &Snapshot| -> BTreeSet<String> {
             snapshot.keys.ring.keys().iter().map(|one| one.key.kid().to_owned()).collect()
@@ -403,6 +417,11 @@ impl Gateway {
     fn audit_reload(&self, event: Event, trigger: Trigger) {
         self.audit(&Audit { reason: Some(Reason::Trigger(trigger)), ..Audit::of(event) });
     }
+}
+
+/// Connections to the upstream that all threads together may open.
+fn most_connections(snapshot: &Snapshot) -> usize {
+    snapshot.upstream.as_ref().map_or(0, |upstream| upstream.max_connections)
 }
 
 /// Writes the audit lines of what commands do, until dropped.
@@ -479,6 +498,7 @@ impl Fixed {
             (self.tls != other.tls, "tls"),
             (self.redirect != other.redirect, "tls.redirect"),
             (self.admin != other.admin, "admin"),
+            (self.forward_auth != other.forward_auth, "forward_auth.listen"),
             (self.workers != other.workers, "workers"),
             (self.users != other.users || self.hashes != other.hashes, "users"),
             (self.sessions != other.sessions, "sessions"),

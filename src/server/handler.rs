@@ -21,6 +21,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::connection::Connection;
+use super::listener::Door;
 use super::pages;
 use super::worker::{Known, Local, Worker};
 use crate::login::session::{Ended, Outcome as SessionOutcome};
@@ -30,7 +31,8 @@ use crate::observe::lines::Access;
 use crate::policy::{Caller, Denied, Endpoint, Judgement, Requirement, Route, RuleId};
 use crate::proxy::body::{FromClient, Progress, Relay};
 use crate::proxy::forward::{self, Asks, Forwarded};
-use crate::proxy::{AnswerBody, RequestBody, upgrade};
+use crate::proxy::forward_auth::{self, Asked};
+use crate::proxy::{AnswerBody, RequestBody, Upstream, upgrade};
 use crate::token::VerifiedClaims;
 use crate::wire::answer::{LockedBy, Refusal, no_content};
 use crate::wire::client::{REQUEST_ID, Scheme};
@@ -131,7 +133,7 @@ enum Proof {
 /// The gateway's answer or the upstream's, and how many bytes its own body has.
 enum Outcome {
     Own(Response<Bytes>),
-    Upstream(Forwarded),
+    Upstream(Forwarded, Rc<Upstream>),
     Upgraded(Response<Bytes>),
 }
 
@@ -180,20 +182,14 @@ impl Worker {
         };
         let outcome = self.answer(&active, &connection, parts, body, &mut ending.record).await;
         Ok(match outcome {
-            Ok(Outcome::Upstream(Forwarded { response, lease })) => {
+            Ok(Outcome::Upstream(Forwarded { response, lease }, upstream)) => {
                 let (mut parts, incoming) = response.into_parts();
                 strip_response(&mut parts.headers);
                 let status = parts.status.as_u16();
                 let streamed_to =
                     if is_event_stream(&parts.headers) { ending.record.known.clone() } else { None };
                 let on_end = Box::new(move |bytes, complete| ending.finish(status, bytes, complete));
-                let relay = Relay::new(
-                    incoming,
-                    lease,
-                    Rc::clone(&active.upstream),
-                    Rc::clone(&active.rules),
-                    on_end,
-                );
+                let relay = Relay::new(incoming, lease, upstream, Rc::clone(&active.rules), on_end);
                 let relay = Box::new(relay);
                 let body = match streamed_to {
                     Some(known) => {
@@ -222,6 +218,9 @@ impl Worker {
                     // Nothing behind such a body is read any more.
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
+                if connection.arrival.door == Door::ForwardAuth {
+                    response = forward_auth::refused(active.snapshot.forward_auth.as_ref(), response);
+                }
                 finish_own(response, &ending)
             }
         })
@@ -237,16 +236,26 @@ impl Worker {
     ) -> Result<Outcome, Refusal> {
         let snapshot = &active.snapshot;
         let trusted = self.know_peer(active, connection);
-        let stripped = active.rules.strip(&mut parts.headers, trusted);
+        let asked = match connection.arrival.door {
+            // From here on the request is the one that is asked about.
+            Door::ForwardAuth => Some(ask_about(active, &mut parts, record)?),
+            Door::Http | Door::Https | Door::Redirect => None,
+        };
+        let mut stripped = active.rules.strip(&mut parts.headers, trusted);
+        stripped.websocket |= asked.as_ref().is_some_and(|asked| asked.websocket);
         record.client = connection.peer.borrow().1.client(&parts.headers, &snapshot.trusted_proxies);
         if stripped.spoke_for_others {
             self.gateway.warn_of_undeclared_proxy(record.client);
         }
         let judgement = self.judge(active, &parts, &stripped)?;
         let mut needed = match judgement.route {
+            Route::Own(_) if asked.is_some() => return Err(Refusal::OwnPath),
             Route::Own(endpoint) => {
                 record.decision = "own";
                 return self.answer_endpoint(active, endpoint, &parts, body, record).await.map(Outcome::Own);
+            }
+            Route::Upstream { .. } if asked.is_none() && active.upstream.is_none() => {
+                return Err(Refusal::NoUpstream);
             }
             Route::Upstream { requirement, rule } => {
                 record.rule = rule;
@@ -306,6 +315,15 @@ impl Worker {
             }
         }
         let renews = proof == Proof::Cookie && pages::may_renew(active, &parts, known.as_deref());
+        if asked.is_some() {
+            let mut answer = forward_auth::allowed();
+            identify(active, answer.headers_mut(), known.as_deref());
+            if renews && let Some(known) = &known {
+                self.renew(active, known, answer.headers_mut());
+            }
+            return Ok(Outcome::Own(answer));
+        }
+        let upstream = active.upstream.as_ref().ok_or(Refusal::NoUpstream)?;
         let upgrade = if stripped.websocket { parts.extensions.remove::<OnUpgrade>() } else { None };
         let (body, progress) = request_body(active, &parts, body)?;
         self.speak_for(active, connection, &mut parts.headers, known.as_deref(), record);
@@ -316,7 +334,7 @@ impl Worker {
         let mut timer = connection.timer.take();
         let forwarded = forward::forward(
             permit,
-            &active.upstream,
+            upstream,
             request,
             asks,
             progress,
@@ -337,7 +355,7 @@ impl Worker {
         if renews && let Some(known) = &known {
             self.renew(active, known, forwarded.response.headers_mut());
         }
-        Ok(Outcome::Upstream(forwarded))
+        Ok(Outcome::Upstream(forwarded, Rc::clone(upstream)))
     }
 
     /// Whether the peer's word about others is believed.
@@ -409,10 +427,10 @@ impl Worker {
         known: Option<&Known>,
         record: &mut Record,
     ) {
-        let identity = &active.snapshot.identity;
         // Once for all that follow, instead of growing on the way.
         headers.reserve(SPOKEN);
-        connection.peer.borrow_mut().1.describe(headers, || record.request_id.clone());
+        let trusted = &active.snapshot.trusted_proxies;
+        connection.peer.borrow_mut().1.describe(headers, trusted, || record.request_id.clone());
         if let Some(theirs) = headers.get(REQUEST_ID) {
             // A trusted proxy has named the request already.
             record.request_id = theirs.clone();
@@ -420,14 +438,7 @@ impl Worker {
         if let Some(host) = &active.snapshot.upstream_host {
             headers.insert(HOST, host.clone());
         }
-        if let Some((name, value)) = &identity.secret {
-            headers.insert(name.clone(), value.clone());
-        }
-        if let Some(known) = known {
-            for (name, value) in &known.headers {
-                headers.insert(name.clone(), value.clone());
-            }
-        }
+        identify(active, headers, known);
     }
 
     fn switch(
@@ -725,6 +736,29 @@ impl Worker {
                 request_id = record.request_id.to_str().unwrap_or_default(),
                 "answered with an error of the gateway's own"
             );
+        }
+    }
+}
+
+/// Puts the request that a load balancer describes in the place of its own.
+fn ask_about(active: &Local, parts: &mut Parts, record: &mut Record) -> Result<Asked, Refusal> {
+    let Some(form) = &active.snapshot.forward_auth else {
+        return Err(Refusal::Internal("forward_auth is off"));
+    };
+    let asked = forward_auth::ask_about(form, &active.rules, active.snapshot.limits.target_bytes, parts)?;
+    record.method.clone_from(&parts.method);
+    record.path = parts.uri.path_and_query().cloned();
+    Ok(asked)
+}
+
+/// Writes who the caller is, and the secret that vouches for it.
+fn identify(active: &Local, headers: &mut HeaderMap, known: Option<&Known>) {
+    if let Some((name, value)) = &active.snapshot.identity.secret {
+        headers.insert(name.clone(), value.clone());
+    }
+    if let Some(known) = known {
+        for (name, value) in &known.headers {
+            headers.insert(name.clone(), value.clone());
         }
     }
 }

@@ -30,24 +30,26 @@ const BACKLOG: i32 = 4096;
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 128 * 1024;
 
-/// What a listener's clients speak, and what becomes of what they ask.
+/// What those who connect speak and come for: the listener that they come through says so.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Speaks {
-    /// Plain HTTP: requests are served.
+pub enum Door {
+    /// Plain HTTP: clients have their requests answered.
     Http,
-    /// TLS: requests are served.
+    /// TLS: likewise.
     Https,
     /// Plain HTTP: everybody is sent to HTTPS.
     Redirect,
+    /// Plain HTTP: load balancers are told whether they may forward a request themselves.
+    ForwardAuth,
 }
 
-/// Where a connection comes from and what it speaks.
+/// Where a connection comes from and what it door.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     /// The other end; [`UNIX_PEER`] for that of a Unix socket, which has no address.
     pub address: SocketAddr,
     /// As its listener.
-    pub speaks: Speaks,
+    pub door: Door,
 }
 
 impl Arrival {
@@ -58,9 +60,9 @@ impl Arrival {
 
     /// What requests come by.
     pub fn scheme(&self) -> Scheme {
-        match self.speaks {
-            Speaks::Http | Speaks::Redirect => Scheme::Http,
-            Speaks::Https => Scheme::Https,
+        match self.door {
+            Door::Http | Door::Redirect | Door::ForwardAuth => Scheme::Http,
+            Door::Https => Scheme::Https,
         }
     }
 }
@@ -76,7 +78,7 @@ pub enum Accepted {
 /// A bound listener.
 pub struct Listener {
     socket: Socketed,
-    speaks: Speaks,
+    door: Door,
     /// Removed when nothing listens there any more.
     _file: Option<SocketFile>,
 }
@@ -87,9 +89,17 @@ enum Socketed {
 }
 
 impl Listener {
-    /// The port, for a TCP listener whose clients speak `speaks`.
-    pub fn port_of(&self, speaks: Speaks) -> Option<u16> {
-        self.tcp_address().filter(|_| self.speaks == speaks).map(|address| address.port())
+    /// A TCP listener at `host:port`.
+    ///
+    /// # Errors
+    /// One sentence with the address in it.
+    pub fn tcp(address: &str, door: Door) -> Result<Self, String> {
+        Ok(Self { socket: Socketed::Tcp(bind(address)?), door, _file: None })
+    }
+
+    /// The port, for a TCP listener whose clients speak `door`.
+    pub fn port_of(&self, door: Door) -> Option<u16> {
+        self.tcp_address().filter(|_| self.door == door).map(|address| address.port())
     }
 
     /// Where it ended up, for a port of 0; `None` for a Unix socket.
@@ -108,9 +118,10 @@ impl Listener {
             }
             Socketed::Unix(_, path) => format!("unix:{}", path.display()),
         };
-        match self.speaks {
-            Speaks::Http | Speaks::Https => tracing::info!(%address, "listening"),
-            Speaks::Redirect => tracing::info!(%address, "redirecting to HTTPS"),
+        match self.door {
+            Door::Http | Door::Https => tracing::info!(%address, "listening"),
+            Door::Redirect => tracing::info!(%address, "redirecting to HTTPS"),
+            Door::ForwardAuth => tracing::info!(%address, "forward-auth listening"),
         }
     }
 
@@ -172,25 +183,25 @@ pub fn open_all(
     let by_name = wanted.iter().filter(|(address, _)| !is_rest(address));
     for (address, redirects) in by_name.chain(wanted.iter().filter(|(address, _)| is_rest(address))) {
         let tcp = match (redirects, secure) {
-            (true, _) => Speaks::Redirect,
-            (false, true) => Speaks::Https,
-            (false, false) => Speaks::Http,
+            (true, _) => Door::Redirect,
+            (false, true) => Door::Https,
+            (false, false) => Door::Http,
         };
-        let unix = if *redirects { Speaks::Redirect } else { Speaks::Http };
+        let unix = if *redirects { Door::Redirect } else { Door::Http };
         match address {
             ListenAddress::Tcp(address) => {
                 let socket = Socketed::Tcp(bind(&address.to_string())?);
-                open.push(Listener { socket, speaks: tcp, _file: None });
+                open.push(Listener { socket, door: tcp, _file: None });
             }
             ListenAddress::Unix(path) => {
                 let (socket, file) = bind_unix(path, socket_mode)?;
-                open.push(Listener { socket, speaks: unix, _file: Some(file) });
+                open.push(Listener { socket, door: unix, _file: Some(file) });
             }
             ListenAddress::Systemd(name) => {
                 let found = inherited.take_by(name.as_deref())?;
                 open.extend(found.into_iter().map(|socket| {
-                    let speaks = if matches!(socket, Socketed::Tcp(_)) { tcp } else { unix };
-                    Listener { socket, speaks, _file: None }
+                    let door = if matches!(socket, Socketed::Tcp(_)) { tcp } else { unix };
+                    Listener { socket, door, _file: None }
                 }));
             }
         }
@@ -365,7 +376,7 @@ pub async fn accept(gateway: Arc<Gateway>, listener: Listener, workers: Vec<Work
         next = (next + 1) % workers.len();
         let in_turn = workers[next..].iter().chain(&workers[..next]);
         if let Some(worker) = in_turn.min_by_key(|worker| worker.load()) {
-            worker.take(stream, Arrival { address, speaks: listener.speaks }, count);
+            worker.take(stream, Arrival { address, door: listener.door }, count);
         }
     }
 }
@@ -374,7 +385,7 @@ pub async fn accept(gateway: Arc<Gateway>, listener: Listener, workers: Vec<Work
 fn turn_away(gateway: &Gateway, listener: &Listener, stream: &Stream) {
     let refusal = Refusal::TooManyConnections;
     gateway.metrics.refusal(refusal.code());
-    if listener.speaks == Speaks::Https {
+    if listener.door == Door::Https {
         // It could not be told without a handshake, and that is what there are too many for.
         return;
     }

@@ -13,6 +13,7 @@ pub mod keys;
 pub mod listener;
 pub mod logins;
 mod pages;
+pub mod proxy_protocol;
 mod redirect;
 pub mod sessions;
 pub mod tls;
@@ -37,7 +38,7 @@ use crate::store::sqlite::SqliteUsers;
 pub use gateway::{Active, Gateway, Stage};
 use gateway::{level_name, warn_of};
 use handler::unix_now;
-use listener::Speaks;
+use listener::{Door, Listener};
 
 /// Random bytes as hexadecimal digits, for names that must not repeat.
 pub fn random_hex(bytes: usize) -> String {
@@ -111,13 +112,15 @@ async fn serve(
     let snapshot = Arc::clone(&gateway.current().snapshot);
     let fixed = &snapshot.fixed;
     let listeners = listener::open_all(&fixed.listen, fixed.redirect.as_ref(), fixed.tls, fixed.socket_mode)?;
-    if let Some(port) = listeners.iter().find_map(|listener| listener.port_of(Speaks::Https)) {
+    if let Some(port) = listeners.iter().find_map(|listener| listener.port_of(Door::Https)) {
         let _ = gateway.https_port.set(port);
     }
     let admin = match &fixed.admin {
         Some(address) => Some(listener::bind(address)?),
         None => None,
     };
+    let asking =
+        fixed.forward_auth.as_deref().map(|address| Listener::tcp(address, Door::ForwardAuth)).transpose()?;
     let following = sessions::Follower::start(Arc::clone(&gateway)).await?;
     let logins = logins::Keeper::start(Arc::clone(&gateway)).await;
     let (closing, closed) = watch::channel(false);
@@ -142,6 +145,10 @@ async fn serve(
     tokio::spawn(gateway::log_commands(Arc::clone(&gateway)));
     let mut addresses = Vec::new();
     let mut accepting = tokio::task::JoinSet::new();
+    if let Some(listener) = asking {
+        listener.announce();
+        accepting.spawn(listener::accept(Arc::clone(&gateway), listener, handles.clone()));
+    }
     for listener in listeners {
         listener.announce();
         addresses.extend(listener.tcp_address());

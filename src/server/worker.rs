@@ -16,9 +16,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
 use super::connection::{self, Connection, ConnectionLimits};
-use super::listener::{Accepted, Arrival, Speaks};
+use super::listener::{Accepted, Arrival, Door};
 use super::tls::{self, Handshakes};
-use super::{Active, Gateway};
+use super::{Active, Gateway, proxy_protocol};
 use crate::observe::audit::Audit;
 use crate::observe::lines::Access;
 use crate::proxy::Upstream;
@@ -84,8 +84,8 @@ pub struct Local {
     tokens: RefCell<TokenCache<Rc<Known>>>,
     /// Which headers are whose.
     pub rules: Rc<HeaderRules>,
-    /// This thread's connections to the upstream.
-    pub upstream: Rc<Upstream>,
+    /// This thread's connections to the upstream, where the gateway has one.
+    pub upstream: Option<Rc<Upstream>>,
 }
 
 impl std::ops::Deref for Local {
@@ -101,10 +101,11 @@ impl Local {
         let snapshot = &active.snapshot;
         let tokens = TokenCache::new(CACHED_TOKENS, CACHED_TOKEN_BYTES, snapshot.leeway.as_secs());
         let rules = Rc::new(HeaderRules::new(snapshot.identity.header_names()));
-        let upstream = match before.map(|before| &before.upstream) {
-            Some(upstream) if upstream.is(&snapshot.upstream) => Rc::clone(upstream),
-            _ => Upstream::new(snapshot.upstream.clone(), &active.slots),
-        };
+        let before = before.and_then(|before| before.upstream.as_ref());
+        let upstream = snapshot.upstream.as_ref().map(|settings| match before {
+            Some(upstream) if upstream.is(settings) => Rc::clone(upstream),
+            _ => Upstream::new(settings.clone(), &active.slots),
+        });
         Self { tokens: RefCell::new(tokens), rules, upstream, active }
     }
 
@@ -432,7 +433,9 @@ async fn run(
                 }
             },
             () = slots.wanted() => worker.make_room(),
-            _ = sweep.tick() => worker.active().upstream.close_stale(),
+            _ = sweep.tick() => if let Some(upstream) = &worker.active().upstream {
+                upstream.close_stale();
+            },
             Ok(_) = closing.wait_for(|closing| *closing), if !worker.closing.get() => worker.close_connections(),
             _ = end.wait_for(|ended| *ended) => return,
         }
@@ -442,28 +445,33 @@ async fn run(
     }
 }
 
-async fn serve(worker: Rc<Worker>, stream: Accepted, arrival: Arrival, count: ConnectionCount) {
+async fn serve(worker: Rc<Worker>, stream: Accepted, mut arrival: Arrival, count: ConnectionCount) {
     match stream {
         Accepted::Tcp(stream) => {
-            let Ok(stream) = TcpStream::from_std(stream) else { return };
-            match arrival.speaks {
+            let Ok(mut stream) = TcpStream::from_std(stream) else { return };
+            if arrival.door != Door::ForwardAuth {
+                let client = proxy_protocol::client_of(&worker, &mut stream, arrival.address).await;
+                let Some(client) = client else { return };
+                arrival.address = client;
+            }
+            match arrival.door {
                 // Apart, so that a plain connection's task is no larger for it.
-                Speaks::Https => Box::pin(tls::serve(worker, stream, arrival, count)).await,
-                Speaks::Http => {
+                Door::Https => Box::pin(tls::serve(worker, stream, arrival, count)).await,
+                Door::Http | Door::ForwardAuth => {
                     connection::serve(worker, Stream(stream), arrival, count, Worker::handle_http).await;
                 }
-                Speaks::Redirect => {
+                Door::Redirect => {
                     Box::pin(connection::serve(worker, stream, arrival, count, Worker::redirect)).await;
                 }
             }
         }
         Accepted::Unix(stream) => {
             let Ok(stream) = UnixStream::from_std(stream) else { return };
-            match arrival.speaks {
-                Speaks::Redirect => {
+            match arrival.door {
+                Door::Redirect => {
                     Box::pin(connection::serve(worker, stream, arrival, count, Worker::redirect)).await;
                 }
-                Speaks::Http | Speaks::Https => {
+                Door::Http | Door::Https | Door::ForwardAuth => {
                     Box::pin(connection::serve(worker, stream, arrival, count, Worker::handle_http)).await;
                 }
             }

@@ -27,6 +27,12 @@ pub enum Refusal {
     Path(PathError),
     /// More than one `Authorization`, or the cookie more than once.
     AmbiguousCredentials(Ambiguous),
+    /// What a load balancer says of the request that it asks about cannot be relied on.
+    Description(Misdescribed),
+    /// A load balancer asks about a path that it should send to the gateway itself.
+    OwnPath,
+    /// A request for the upstream where there is none: load balancers forward, and ask.
+    NoUpstream,
     /// What only a page of this site may ask for, from somewhere else.
     CrossSite,
     /// The body announced or sent is larger than `limits.body_bytes`.
@@ -82,6 +88,17 @@ pub enum Refusal {
     LoginBusy,
     /// The gateway failed; closed, not open.
     Internal(&'static str),
+}
+
+/// What is wrong with a load balancer's description of a request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Misdescribed {
+    /// A header that `forward_auth.headers` names is not there.
+    Missing,
+    /// One of them is there more than once, or in another spelling beside it.
+    Twice,
+    /// Another header speaks of the path, the method or the caller, and an upstream could believe it.
+    Contradicted,
 }
 
 /// Why a name and a password are nobody's. One answer to the client, byte for byte.
@@ -152,6 +169,7 @@ impl Refusal {
             Self::Head(_)
             | Self::Path(_)
             | Self::AmbiguousCredentials(_)
+            | Self::Description(_)
             | Self::LoginBody(_)
             | Self::LoginWithoutHttps
             | Self::NotRotatable => StatusCode::BAD_REQUEST,
@@ -160,7 +178,8 @@ impl Refusal {
                 StatusCode::UNAUTHORIZED
             }
             Self::TooManyLogins { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::AccessDenied | Self::CrossSite => StatusCode::FORBIDDEN,
+            Self::AccessDenied | Self::CrossSite | Self::OwnPath => StatusCode::FORBIDDEN,
+            Self::NoUpstream => StatusCode::NOT_FOUND,
             Self::LoginMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::UserStore | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
@@ -187,6 +206,17 @@ impl Refusal {
             Self::AmbiguousCredentials(Ambiguous::Cookie) => {
                 "Bad request: the cookie with the token is there more than once".to_owned()
             }
+            Self::Description(Misdescribed::Missing) => {
+                "Bad request: the load balancer did not describe the request".to_owned()
+            }
+            Self::Description(Misdescribed::Twice) => {
+                "Bad request: the request is described more than once".to_owned()
+            }
+            Self::Description(Misdescribed::Contradicted) => {
+                "Bad request: a header could mislead the upstream".to_owned()
+            }
+            Self::OwnPath => "This path is the gateway's own".to_owned(),
+            Self::NoUpstream => "Not found".to_owned(),
             Self::CrossSite => "Refused: this did not come from a page of this site".to_owned(),
             Self::BodyTooLarge => "Request body too large".to_owned(),
             Self::NoCredentials => "Missing Authorization header".to_owned(),
@@ -221,6 +251,11 @@ impl Refusal {
             Self::Head(why) => why.code(),
             Self::Path(why) => why.code(),
             Self::AmbiguousCredentials(_) => "ambiguous_credentials",
+            Self::Description(Misdescribed::Missing) => "description_missing",
+            Self::Description(Misdescribed::Twice) => "description_twice",
+            Self::Description(Misdescribed::Contradicted) => "description_contradicted",
+            Self::OwnPath => "own_path",
+            Self::NoUpstream => "no_upstream",
             Self::CrossSite => "cross_site",
             Self::BodyTooLarge => "body_too_large",
             Self::NoCredentials => "no_credentials",

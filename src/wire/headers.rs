@@ -24,8 +24,8 @@ const HOP_BY_HOP: [&str; 9] = [
     "expect",
 ];
 
-/// Names another path, method or caller to some upstream or framework.
-const MISLEADING: [&str; 16] = [
+/// Names another path or method to some upstream or framework, or lets a request past its checks.
+const REWRITING: [&str; 13] = [
     "x-original-url",
     "x-original-uri",
     "x-original-method",
@@ -36,14 +36,14 @@ const MISLEADING: [&str; 16] = [
     "x-forwarded-path",
     "x-forwarded-prefix",
     "x-forwarded-method",
-    "x-real-ip",
     "x-middleware-subrequest",
-    "proxy",
-    "http2-settings",
     // gunicorn mounts an application below the SCRIPT_NAME that a trusted peer sends, which cuts the path.
     "script-name",
     "path-info",
 ];
+
+/// Misleads in other ways, and load balancers set some of these themselves.
+const MISLEADING: [&str; 3] = ["x-real-ip", "proxy", "http2-settings"];
 
 /// Set by the gateway from what it knows, or left out: a proxy's word, which a CMS that trusts the gateway
 /// would take for the gateway's.
@@ -69,6 +69,7 @@ const NEVER_HOP_BY_HOP: [&str; 4] = ["host", "content-length", "content-type", "
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Kind {
     HopByHop,
+    Rewriting,
     Misleading,
     Forwarding,
     Identity,
@@ -99,6 +100,7 @@ impl HeaderRules {
     pub fn new<'a>(identity: impl IntoIterator<Item = &'a HeaderName>) -> Self {
         let kinds = [
             (&HOP_BY_HOP[..], Kind::HopByHop),
+            (&REWRITING[..], Kind::Rewriting),
             (&MISLEADING[..], Kind::Misleading),
             (&FORWARDING[..], Kind::Forwarding),
             (&METHOD_OVERRIDES[..], Kind::MethodOverride),
@@ -121,6 +123,19 @@ impl HeaderRules {
         self.kind(name.as_str()) == Some(Kind::MethodOverride)
     }
 
+    /// Whether a header of that name could mislead an upstream where the gateway does not get to remove it, because a
+    /// load balancer forwards the request: one that names another path or method, and any name that only a proxy or
+    /// the gateway uses in a spelling that neither would use. No honest client sends any of these.
+    pub fn is_beyond_removal(&self, name: &HeaderName) -> bool {
+        match self.find(name.as_str()) {
+            Some((_, Kind::Rewriting)) => true,
+            Some((known, Kind::Misleading | Kind::Forwarding | Kind::Identity)) => {
+                **known != *name.as_str().as_bytes()
+            }
+            Some((_, Kind::HopByHop | Kind::MethodOverride)) | None => false,
+        }
+    }
+
     /// Removes what must not go on: hop-by-hop headers and those that `Connection` names, every
     /// spelling of an identity header, misleading ones, and the forwarding ones unless the client is
     /// a trusted proxy. Headers that name a method stay.
@@ -140,7 +155,7 @@ impl HeaderRules {
                 // In another spelling it is not the proxy's but what the proxy let through.
                 Some(Kind::Forwarding) if trusted && FORWARDING.contains(&name.as_str()) => {}
                 Some(Kind::Forwarding) => {
-                    stripped.spoke_for_others |= name == "x-forwarded-for";
+                    stripped.spoke_for_others |= matches!(name.as_str(), "x-forwarded-for" | "forwarded");
                     gone.push(name.clone());
                 }
                 Some(_) => gone.push(name.clone()),
@@ -179,11 +194,15 @@ impl HeaderRules {
     }
 
     fn kind(&self, name: &str) -> Option<Kind> {
+        self.find(name).map(|(_, kind)| *kind)
+    }
+
+    fn find(&self, name: &str) -> Option<&(Box<[u8]>, Kind)> {
         let candidates = self.by_length.get(name.len())?;
         // The first bytes of names are much alike; the last one tells nearly all of a length apart.
         let last = fold_byte(*name.as_bytes().last()?);
         let mut alike = candidates.iter().filter(|(known, _)| known.last() == Some(&last));
-        alike.find(|(known, _)| folds_to(name, known)).map(|(_, kind)| *kind)
+        alike.find(|(known, _)| folds_to(name, known))
     }
 }
 
@@ -245,7 +264,7 @@ fn fold_byte(byte: u8) -> u8 {
 }
 
 /// Whether two names are one after folding.
-pub(super) fn folds_alike(one: &str, other: &str) -> bool {
+pub fn folds_alike(one: &str, other: &str) -> bool {
     one.len() == other.len() && one.bytes().zip(other.bytes()).all(|(a, b)| fold_byte(a) == fold_byte(b))
 }
 

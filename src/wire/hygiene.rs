@@ -457,18 +457,31 @@ fn check_request_line<'a>(line: &'a [u8], limits: &HeadLimits) -> Result<(Option
         }
         _ => return Err(HeadError::RequestLine),
     };
+    Ok((check_request(method, target, limits.target_bytes)?, minor))
+}
+
+/// Checks a method and a target, wherever they stand, and returns the authority of a target in absolute-form.
+/// `target_bytes`: how long it may be.
+///
+/// # Errors
+/// The first thing in them that two parsers could take differently.
+pub fn check_request<'a>(
+    method: &[u8],
+    target: &'a [u8],
+    target_bytes: usize,
+) -> Result<Option<&'a [u8]>, HeadError> {
     if !std::str::from_utf8(method).is_ok_and(crate::policy::method::is_method) {
         return Err(HeadError::Method);
     }
     if matches!(method, b"CONNECT" | b"TRACE") || target == b"*" {
         return Err(HeadError::MethodRefused);
     }
-    if target.len() > limits.target_bytes {
+    if target.len() > target_bytes {
         return Err(HeadError::TargetTooLong);
     }
     check_target(target)?;
     if target[0] == b'/' {
-        return Ok((None, minor));
+        return Ok(None);
     }
     let scheme = [&b"http://"[..], b"https://"]
         .into_iter()
@@ -476,7 +489,7 @@ fn check_request_line<'a>(line: &'a [u8], limits: &HeadLimits) -> Result<(Option
     let rest = &target[scheme.ok_or(HeadError::RequestLine)?.len()..];
     let authority =
         &rest[..rest.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')).unwrap_or(rest.len())];
-    if is_authority(authority) { Ok((Some(authority), minor)) } else { Err(HeadError::AuthorityMismatch) }
+    if is_authority(authority) { Ok(Some(authority)) } else { Err(HeadError::AuthorityMismatch) }
 }
 
 /// Refuses the bytes that no target holds (RFC 3986 appendix A) and that the parser behind does not take.
@@ -508,7 +521,7 @@ pub(super) fn check_target(target: &[u8]) -> Result<(), HeadError> {
 }
 
 /// `host` or `host:port`, without user information (RFC 9110 §7.2); strict about its characters.
-pub(super) fn is_authority(value: &[u8]) -> bool {
+pub fn is_authority(value: &[u8]) -> bool {
     let (host, port) = match value.iter().rposition(|byte| *byte == b':') {
         // A colon inside the brackets of an IPv6 address separates no port.
         Some(colon) if !value[colon..].contains(&b']') => (&value[..colon], Some(&value[colon + 1..])),

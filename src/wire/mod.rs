@@ -13,4 +13,5 @@ pub mod csrf;
 pub mod frames;
 pub mod headers;
 pub mod hygiene;
+pub mod proxy_protocol;
 pub mod pseudo;

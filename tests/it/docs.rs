@@ -29,9 +29,9 @@ fn reference() -> String {
 
 /// README.md, everything in docs/ and the other pages for people at the top level.
 fn pages() -> Vec<PathBuf> {
-    let folder = std::fs::read_dir(root().join("docs")).unwrap();
-    let docs =
-        folder.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "md"));
+    let files = ["docs", "docs/load-balancers"].map(|folder| std::fs::read_dir(root().join(folder)).unwrap());
+    let docs = files.into_iter().flatten().map(|entry| entry.unwrap().path());
+    let docs = docs.filter(|path| path.extension().is_some_and(|e| e == "md"));
     let top = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(|name| root().join(name));
     top.into_iter().chain(docs).collect()
 }
@@ -444,6 +444,23 @@ fn headings(page: &str) -> Vec<String> {
             kept.map(|c| if c == ' ' { '-' } else { c }).collect()
         })
         .collect()
+}
+
+#[test]
+fn every_load_balancers_page_begins_with_what_is_believed_from_whom() {
+    let folder = root().join("docs/load-balancers");
+    let mut seen = 0;
+    for page in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if page.ends_with("README.md") {
+            continue;
+        }
+        seen += 1;
+        let text = std::fs::read_to_string(&page).unwrap();
+        let first = text.split("\n\n").nth(1).unwrap_or_default();
+        assert!(first.starts_with("**Believed from whom:** "), "{}: {first}", page.display());
+        assert!(text.contains("../../deploy/load-balancers/"), "{} shows no configuration", page.display());
+    }
+    assert!(seen >= 8, "{seen}");
 }
 
 #[tokio::test]

@@ -88,7 +88,10 @@ fn head(upstream: SocketAddr, extra: &str) -> String {
         ("log", "{ format: json }".to_owned()),
         ("shutdown", "{ drain: 0s, timeout: 5s }".to_owned()),
     ] {
-        if !extra.lines().any(|line| line.starts_with(&format!("{key}:"))) {
+        let says = |key: &str| extra.lines().any(|line| line.starts_with(&format!("{key}:")));
+        // Whoever asks forwards, too.
+        let forwards_nothing = key == "upstream" && says("forward_auth");
+        if !says(key) && !forwards_nothing {
             head.push_str(&format!("{key}: {value}\n"));
         }
     }
@@ -197,6 +200,11 @@ impl Gateway {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         read_to_end(&mut stream).await
+    }
+
+    /// Where load balancers ask, if they may.
+    pub fn asked_at(&self) -> SocketAddr {
+        address_in(&self.lines(), "forward-auth listening").expect("the file has `forward_auth`")
     }
 
     /// Runs a subcommand on this gateway's configuration.

@@ -259,6 +259,20 @@ async fn plain_http_at_the_https_port_gets_a_sentence_and_other_bytes_nothing() 
 }
 
 #[tokio::test]
+async fn a_proxy_protocol_header_comes_before_the_handshake() {
+    let upstream = Upstream::start().await;
+    let extra = format!("{TLS}trusted_proxies: [127.0.0.1]\nproxy_protocol: required\n");
+    let (gateway, authority) = start(&upstream, &extra).await;
+    let header = b"PROXY TCP4 192.0.2.7 198.51.100.1 1234 443\r\n";
+    let stream = authority.client().connect_after(header, gateway.address, "localhost").await.unwrap();
+    assert_eq!(gateway.get("/x").over(stream).await.unwrap().status, 200);
+    let seen = upstream.last();
+    assert_eq!(seen.header("x-forwarded-for"), Some("192.0.2.7"));
+    assert_eq!(seen.header("x-forwarded-proto"), Some("https"));
+    assert!(authority.client().connect(gateway.address, "localhost").await.is_err());
+}
+
+#[tokio::test]
 async fn a_tls_client_at_a_plain_port_is_refused_and_the_connection_ends() {
     let upstream = Upstream::start().await;
     let gateway = Gateway::start(&upstream, RULES).await;

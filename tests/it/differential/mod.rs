@@ -15,7 +15,7 @@
 //! others that are neither a compatibility form nor the same with an accent (`ø` for `o`), and code that decodes
 //! Base64 or UTF-7. Servlet containers are not among the partners; what is known of them (`;params`) is.
 
-mod grammar;
+pub mod grammar;
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -30,10 +30,10 @@ use tokio::net::TcpStream;
 use crate::harness::partners::{Partner, in_repository, program, skip};
 use crate::harness::{Gateway, Raw, Upstream, field, status_of};
 
-const MARKER: &str = "PROTECTED-MARKER";
+pub const MARKER: &str = "PROTECTED-MARKER";
 
 /// Everything is public but what is protected.
-const RULES: &str = "rules:
+pub const RULES: &str = "rules:
   - { path: /*, allow: public }
   - { path: /admin/*, allow: SuperAdmin }
   - { path: /admin/open/*, allow: public }
@@ -167,7 +167,7 @@ AllowEncodedSlashes On
 }
 
 /// PHP's own server with the kind of router that WordPress and Laravel bring for it.
-async fn php() -> Option<Partner> {
+pub async fn php() -> Option<Partner> {
     let Some(php) = program("php") else {
         skip("php -S", "php-cli");
         return None;
@@ -246,18 +246,18 @@ impl Raw {
 }
 
 /// A number from the environment.
-fn given(name: &str, otherwise: u64) -> u64 {
+pub fn given(name: &str, otherwise: u64) -> u64 {
     std::env::var(name)
         .map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number")))
 }
 
 /// What came back for one request.
-struct Reply {
+pub struct Reply {
     /// 0 without an answer.
-    status: u16,
+    pub status: u16,
     /// In the gateway's own words.
     own: bool,
-    marker: bool,
+    pub marker: bool,
 }
 
 /// A connection for one request after the other, made anew when the other side ends it.
@@ -318,7 +318,7 @@ impl Sender {
 }
 
 /// Sends the requests `0..count` of `seed` to `address` and calls `each` with what came back.
-async fn send(
+pub async fn send(
     address: SocketAddr,
     seed: u64,
     count: u64,

@@ -78,6 +78,17 @@ async fn serves(address: SocketAddr) -> bool {
     }
 }
 
+/// A configuration of `deploy/load-balancers` with other addresses in it. Each `(written, here)` has to be there.
+pub fn deployed(file: &str, addresses: &[(&str, &str)]) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/load-balancers").join(file);
+    let mut text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{file}: {error}"));
+    for (written, here) in addresses {
+        assert!(text.contains(written), "{file} does not hold {written}");
+        text = text.replace(written, here);
+    }
+    text
+}
+
 impl Partner {
     /// Writes the files of `site` (name, content) into a folder of its own, with those of `configuration`, in
     /// which `PORT` and `FOLDER` are filled in, and runs `commands`, in whose arguments they are, too. Waits until
