@@ -214,7 +214,10 @@ impl Worker {
                 });
                 let mut response =
                     page.flatten().unwrap_or_else(|| refusal.response(&active.snapshot.errors, id));
-                if matches!(refusal, Refusal::Head(_) | Refusal::BodyTooLarge) {
+                // A head that a load balancer describes is no reason to give up the connection to it.
+                let described =
+                    connection.arrival.door == Door::ForwardAuth && connection.flags.verdict().is_none();
+                if matches!(refusal, Refusal::Head(_) | Refusal::BodyTooLarge) && !described {
                     // Nothing behind such a body is read any more.
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }

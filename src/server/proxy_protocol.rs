@@ -40,7 +40,8 @@ pub async fn client_of(worker: &Worker, stream: &mut TcpStream, peer: SocketAddr
         (true, _) => Box::pin(take(stream, peer, required, limit)).await,
     };
     worker.gateway.metrics.proxy_header(outcome);
-    if client.is_none() {
+    // Cut short are those, too, who only look whether somebody listens.
+    if client.is_none() && outcome != Outcome::CutShort {
         worker.gateway.warn_of_proxy_header(peer.ip().to_canonical(), outcome.code());
     }
     client
@@ -60,9 +61,9 @@ async fn take(
         Ok(Ok(Found::Header(None))) => (Outcome::Local, Some(peer)),
         Ok(Ok(Found::None)) => without(Outcome::Missing),
         Ok(Ok(Found::Malformed)) => (Outcome::Malformed, None),
-        // It has begun, so it is not a request.
-        Ok(Err(_)) | Err(_) if !header.is_empty() => (Outcome::CutShort, None),
         Ok(Err(_)) => (Outcome::CutShort, None),
+        // It has begun, so it is no request.
+        Err(_) if !header.is_empty() => (Outcome::CutShort, None),
         Err(_) => without(Outcome::CutShort),
     }
 }
