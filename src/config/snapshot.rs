@@ -14,13 +14,14 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
+use super::certificates::{Pair, PairError, Tls, read_certificates};
 use super::diagnostic::nearest;
 use super::keyring::NewKey;
 use super::network::JwksSource;
 use super::raw::{self, Raw};
 use super::recipe::HashPolicy;
 use super::template::Template;
-use super::value::{PublicKey, SessionStore, UserStore};
+use super::value::{ListenAddress, PublicKey, SessionStore, UserStore};
 use super::{At, Diagnostic, Diagnostics, Position, Problem, Reading, Source, keyring, raw::Keys};
 use crate::policy::method::Methods;
 use crate::policy::path::EncodedSlash;
@@ -69,6 +70,8 @@ pub struct Snapshot {
     pub max_session: Duration,
     /// Headers that tell the upstream who is asking.
     pub identity: Identity,
+    /// What clients are served HTTPS with; `None`: plain HTTP.
+    pub tls: Option<Arc<Tls>>,
     /// Networks whose word about others is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether connections from there begin with a PROXY protocol header.
@@ -287,8 +290,14 @@ pub struct Shutdown {
 /// What a reload does not change: a difference is a warning.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Fixed {
-    /// `host:port` each.
-    pub listen: Vec<String>,
+    /// Where clients connect; the paths are ready to be bound.
+    pub listen: Vec<ListenAddress>,
+    /// Whether TCP listeners speak TLS.
+    pub tls: bool,
+    /// Where plain HTTP is redirected to HTTPS.
+    pub redirect: Option<ListenAddress>,
+    /// Of the Unix sockets among them.
+    pub socket_mode: u32,
     /// `host:port`.
     pub admin: Option<String>,
     /// `host:port`.
@@ -370,13 +379,14 @@ pub fn build(reading: Reading, source: &Source, surroundings: &Surroundings) -> 
     // A file that cannot be read as a whole gets no key made for it.
     let keys = readable.then(|| builder.keys(surroundings)).flatten();
     let trusted = builder.trusted(surroundings);
+    let tls = builder.tls(surroundings.now);
     let Builder { found, watched, .. } = builder;
     diagnostics.extend(found);
     let Some(keys) = keys else { return Err(diagnostics) };
     if diagnostics.has_errors() {
         return Err(diagnostics);
     }
-    let snapshot = assemble(&raw, source, policy, keys, trusted, watched);
+    let snapshot = assemble(&raw, source, policy, keys, trusted, tls, watched);
     Ok(Built { snapshot, warnings: diagnostics })
 }
 
@@ -647,6 +657,42 @@ impl Builder<'_> {
         TrustedIssuers { issuers, remote }
     }
 
+    /// `None` where there is to be none, and where a problem has been found.
+    fn tls(&mut self, now: u64) -> Option<Tls> {
+        let settings = self.raw.tls.0.as_ref()?;
+        let first = raw::KeyPair { cert: settings.cert.clone(), key: settings.key.clone() };
+        let mut pairs = Vec::new();
+        for pair in std::iter::once(&first).chain(&settings.more) {
+            self.watched.extend([&pair.cert, &pair.key].map(|file| self.folder.join(file.as_str())));
+            match Pair::read(self.folder, pair) {
+                Ok(read) => {
+                    // Without a clock, as in a test, nothing is said of dates.
+                    if now > 0
+                        && let Some(what) = read.warning(now)
+                    {
+                        self.warn(pair.cert.at, Problem::Certificate { what });
+                    }
+                    pairs.push(read);
+                }
+                Err(PairError::Certificate(what)) => self.error(pair.cert.at, Problem::Certificate { what }),
+                Err(PairError::Key(what)) => self.error(pair.key.at, Problem::Certificate { what }),
+            }
+        }
+        let mut client_ca = None;
+        if let Some(file) = &settings.client_ca {
+            let path = self.folder.join(file.as_str());
+            client_ca = read_certificates(&path)
+                .map_err(|what| self.error(file.at, Problem::Certificate { what }))
+                .ok();
+            self.watched.push(path);
+        }
+        let whole =
+            pairs.len() == 1 + settings.more.len() && client_ca.is_some() == settings.client_ca.is_some();
+        let at = settings.client_ca.as_ref().map_or(settings.cert.at, |file| file.at);
+        let made = whole.then(|| Tls::new(pairs, settings, client_ca))?;
+        made.map_err(|what| self.error(at, Problem::Certificate { what })).ok()
+    }
+
     fn read_jwks(
         &mut self,
         at: Position,
@@ -678,12 +724,14 @@ impl Builder<'_> {
     }
 }
 
+#[allow(clippy::too_many_arguments)]
 fn assemble(
     raw: &Raw,
     source: &Source,
     policy: Policy,
     (ring, key_folder): (Ring, Option<PathBuf>),
     trusted: TrustedIssuers,
+    tls: Option<Tls>,
     watched: Vec<PathBuf>,
 ) -> Snapshot {
     let tokens = &raw.tokens;
@@ -724,6 +772,7 @@ fn assemble(
         ttl,
         max_session: tokens.max_session.value.get(),
         identity: identity(&raw.identity),
+        tls: tls.map(Arc::new),
         trusted_proxies: raw.trusted_proxies.iter().map(|cidr| cidr.value.0).collect(),
         proxy_protocol: raw.proxy_protocol.value,
         upstream: upstream.map(|upstream| UpstreamSettings {
@@ -774,7 +823,19 @@ fn assemble(
             timeout: raw.shutdown.timeout.value.get(),
         },
         fixed: Fixed {
-            listen: raw.listen.0.iter().map(|address| address.value.to_string()).collect(),
+            listen: raw
+                .listen
+                .0
+                .iter()
+                .map(|address| listen_address(&address.value, &source.folder))
+                .collect(),
+            tls: raw.tls.0.is_some(),
+            redirect: raw
+                .tls
+                .0
+                .as_ref()
+                .and_then(|tls| Some(listen_address(&tls.redirect.as_ref()?.listen.value, &source.folder))),
+            socket_mode: raw.socket_mode.value.0,
             admin: raw.admin.0.as_ref().map(|address| address.value.to_string()),
             forward_auth: raw.forward_auth.0.as_ref().map(|asked| asked.listen.value.to_string()),
             workers: match raw.workers.value {
@@ -801,6 +862,14 @@ fn assemble(
 pub(super) fn sha256(bytes: &[u8]) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The same address, with a path as it can be bound.
+fn listen_address(address: &ListenAddress, folder: &Path) -> ListenAddress {
+    match address {
+        ListenAddress::Unix(path) => ListenAddress::Unix(folder.join(path)),
+        other => other.clone(),
+    }
 }
 
 fn identity(raw: &raw::Identity) -> Identity {
