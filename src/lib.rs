@@ -4,7 +4,8 @@
 //!
 //! [`server`] accepts a connection and hands it to the request thread with the fewest. That thread
 //! reads it through [`wire::hygiene`], which lets one message at a time through and refuses what two
-//! parsers could read as two; hyper parses what passes. The handler (`server::handler`) takes the
+//! parsers could read as two; hyper parses what passes. Before it may be TLS, and HTTP/2 becomes what HTTP/1.1
+//! would have been. The handler (`server::handler`) takes the
 //! configuration in force, the same one from the first byte to the last, and goes through the steps of
 //! the contract: [`wire::headers`] removes what only the gateway may say, [`wire::client`] says who is
 //! asking, [`policy`] works out every way in which an upstream could read the target and what the

@@ -235,6 +235,10 @@ pub enum Problem {
     ExpectationFailed { expected: String, found: String, rule: Option<Position> },
     /// The signing keys cannot be used; a sentence.
     Keys { what: String },
+    /// A certificate, its key, or a CA cannot be used; a sentence.
+    Certificate { what: String },
+    /// `client_auth` and no CA that could vouch for anybody.
+    ClientAuthWithoutCa,
     /// A trusted issuer's keys cannot be used, or not all of them; a sentence.
     TrustedKeys { what: String },
     /// A fault of this program: the checked tree did not fit its types.
@@ -466,6 +470,9 @@ impl fmt::Display for Problem {
             Problem::AlgorithmNeedsSecret { algorithm } => {
                 write!(f, "{algorithm} signs with a secret: give it as 'keys: {{ secret: ${{JWT_SECRET}} }}'")
             }
+            Problem::ClientAuthWithoutCa => f.write_str(
+                "'client_auth' needs 'client_ca': the file with the CA whose certificates count",
+            ),
             Problem::AlgorithmNeedsKeys { algorithm } => write!(
                 f,
                 "{algorithm} signs with a key pair: 'keys' must be a folder, or 'algorithm' one of HS256, HS384 or HS512"
@@ -523,7 +530,7 @@ impl fmt::Display for Problem {
                 write!(f, "expected {expected}, but it is {found}")?;
                 rule.map_or(Ok(()), |rule| write!(f, " by the rule in line {}", rule.line_in_words()))
             }
-            Problem::Keys { what } | Problem::TrustedKeys { what } => f.write_str(what),
+            Problem::Keys { what } | Problem::Certificate { what } | Problem::TrustedKeys { what } => f.write_str(what),
             Problem::SamePath { path } => write!(
                 f,
                 "'{path}' is the path of two endpoints: 'login.path', 'login.logout' and 'login.rotate' must differ"

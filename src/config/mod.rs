@@ -5,6 +5,7 @@
 //! read into the raw types (`de`, `raw`). All problems are found in one go and told in the file's order
 //! (`diagnostic`). Not here: rules, keys and everything else that the values stand for (`snapshot`).
 
+pub mod certificates;
 mod check;
 mod de;
 pub mod diagnostic;
@@ -279,8 +280,8 @@ log: { format: json, level: debug, access: false }
             ),
             ("rules: [{ path: /a }]", "3:9: the key 'allow' is missing in 'rules'"),
             (
-                "tls: { cert: a, key: b }",
-                "3:1: unknown key 'tls'; known here: preset, listen, admin, forward_auth, workers, state, trusted_proxies, proxy_protocol, upstream, roles, rules, expect, paths, identity, tokens, login, errors, users, sessions, cors_preflight, limits, shutdown, log",
+                "xyzzy: { cert: a, key: b }",
+                "3:1: unknown key 'xyzzy'; known here: preset, listen, tls, socket_mode, admin, forward_auth, workers, state, trusted_proxies, proxy_protocol, upstream, roles, rules, expect, paths, identity, tokens, login, errors, users, sessions, cors_preflight, limits, shutdown, log",
             ),
             // Load balancers.
             (
@@ -309,7 +310,7 @@ log: { format: json, level: debug, access: false }
             ("rules:", "3:6: 'rules' must be a list, not nothing; give it a value or leave the key out"),
             (
                 "listen: 8080",
-                "3:9: 'listen' must be an address such as 127.0.0.1:8080 or a list, not a number",
+                "3:9: 'listen' must be an address such as 0.0.0.0:8080 or unix:/run/portcullis.sock or a list, not a number",
             ),
             ("log: { access: yes }", "3:16: 'log.access' must be true or false, not a text"),
             (
@@ -372,16 +373,37 @@ log: { format: json, level: debug, access: false }
                 "3:25: 'limits.header_bytes': '1KiB' is less than 8KiB, the least allowed here",
             ),
             (
+                "listen: 'unix:'",
+                "3:9: 'listen': 'unix:' names no file: write unix:path, such as unix:/run/portcullis.sock",
+            ),
+            (
+                "listen: 'systemd:'",
+                "3:9: 'listen': 'systemd:' names no socket: write systemd, or systemd:name with its FileDescriptorName=",
+            ),
+            (
+                "listen: unix:/x:80/",
+                "3:9: 'listen': 'unix:/x:80/' names no file: write unix:path, such as unix:/run/portcullis.sock",
+            ),
+            (
+                "socket_mode: '0100'",
+                "3:14: 'socket_mode': '0100' is not a socket's mode: write four octal digits in quotes, '0660' or the like",
+            ),
+            ("socket_mode: 660", "3:14: 'socket_mode' must be a mode such as '0660', not a number"),
+            (
+                "tls: { cert: a, key: b, client_auth: required }",
+                "3:38: 'client_auth' needs 'client_ca': the file with the CA whose certificates count",
+            ),
+            (
                 "listen: localhost",
-                "3:9: 'listen': 'localhost' is not an address: write host:port, such as 0.0.0.0:8080 or [::]:8080",
+                "3:9: 'listen': 'localhost' is not an address: write host:port, such as 0.0.0.0:8080 or [::]:8080, unix:path, or systemd",
             ),
             (
                 "listen: 0.0.0.0:80800",
-                "3:9: 'listen': '0.0.0.0:80800' is not an address: write host:port, such as 0.0.0.0:8080 or [::]:8080",
+                "3:9: 'listen': '0.0.0.0:80800' is not an address: write host:port, such as 0.0.0.0:8080 or [::]:8080, unix:path, or systemd",
             ),
             (
                 "trusted_proxies: [10.0.0.0/33]",
-                "3:19: 'trusted_proxies': '10.0.0.0/33' is neither a network such as 10.0.0.0/8 nor an address",
+                "3:19: 'trusted_proxies': '10.0.0.0/33' is neither a network such as 10.0.0.0/8 nor an address, nor unix",
             ),
             (
                 "identity: { id: X Auth }",
@@ -638,7 +660,7 @@ log: { format: json, level: debug, access: false }
             messages(text),
             [
                 "1:1: the key 'upstream' is missing",
-                "1:9: 'listen' must be an address such as 127.0.0.1:8080 or a list, not a number",
+                "1:9: 'listen' must be an address such as 0.0.0.0:8080 or unix:/run/portcullis.sock or a list, not a number",
                 "2:17: 'roles': 'public' is a reserved word of rules and cannot be a role",
                 "2:25: 'Viewer' is listed a second time, first in line 2",
                 "2:33: 'roles' must be a role's name, not a number; write it in quotes",

@@ -45,6 +45,103 @@ impl fmt::Display for Address {
 
 text_value!(Address);
 
+/// Where clients connect: a TCP address, a Unix socket, or sockets that systemd has opened.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum ListenAddress {
+    /// `host:port`.
+    Tcp(Address),
+    /// `unix:path`; a relative path means beside the configuration.
+    Unix(PathBuf),
+    /// `systemd` is every socket that was handed over, `systemd:name` those with that `FileDescriptorName=`.
+    Systemd(Option<String>),
+}
+
+/// The mode of a Unix socket, as `chmod` takes it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct FileMode(pub u32);
+
+impl Value for FileMode {
+    const NAME: &'static str = "file-mode";
+    const WHAT: &'static str = "a mode such as '0660'";
+
+    fn parse(text: &str) -> Result<Self, ValueError> {
+        let digits =
+            text.len() == 4 && text.starts_with('0') && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
+        let mode = digits.then(|| u32::from_str_radix(text, 8).ok()).flatten();
+        // Connecting takes the right to write (unix(7)); without the owner's the gateway could not look after it.
+        mode.filter(|mode| mode & 0o600 == 0o600).map(FileMode).ok_or(ValueError::Form(
+            "is not a socket's mode: write four octal digits in quotes, '0660' or the like",
+        ))
+    }
+}
+
+impl fmt::Display for FileMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+text_value!(FileMode);
+
+/// The longest path of a Unix socket: what `sun_path` holds on the smallest system, less the NUL.
+const LONGEST_SOCKET_PATH: usize = 103;
+
+impl Value for ListenAddress {
+    const NAME: &'static str = "listen-address";
+    const WHAT: &'static str = "an address such as 0.0.0.0:8080 or unix:/run/portcullis.sock";
+
+    fn parse(text: &str) -> Result<Self, ValueError> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            if path.is_empty() || path.ends_with('/') || path.contains('\0') {
+                return Err(ValueError::Form(
+                    "names no file: write unix:path, such as unix:/run/portcullis.sock",
+                ));
+            }
+            if path.len() > LONGEST_SOCKET_PATH {
+                return Err(ValueError::Form("is too long: the path of a Unix socket has at most 103 bytes"));
+            }
+            return Ok(ListenAddress::Unix(PathBuf::from(path)));
+        }
+        match text.strip_prefix("systemd") {
+            Some("") => return Ok(ListenAddress::Systemd(None)),
+            Some(rest) if rest.starts_with(':') => {
+                let name = &rest[1..];
+                // What systemd.socket(5) takes for FileDescriptorName=.
+                let fits = name.bytes().all(|b| b.is_ascii_graphic() && b != b':');
+                return if fits
+                    && !name.is_empty()
+                    && name.len() <= 255
+                    && !name.bytes().all(|b| b.is_ascii_digit())
+                {
+                    Ok(ListenAddress::Systemd(Some(name.to_owned())))
+                } else {
+                    Err(ValueError::Form(
+                        "names no socket: write systemd, or systemd:name with its FileDescriptorName=",
+                    ))
+                };
+            }
+            _ => {}
+        }
+        const FORM: ValueError = ValueError::Form(
+            "is not an address: write host:port, such as 0.0.0.0:8080 or [::]:8080, unix:path, or systemd",
+        );
+        Address::parse(text).map(ListenAddress::Tcp).map_err(|_| FORM)
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenAddress::Tcp(address) => address.fmt(f),
+            ListenAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+            ListenAddress::Systemd(None) => f.write_str("systemd"),
+            ListenAddress::Systemd(Some(name)) => write!(f, "systemd:{name}"),
+        }
+    }
+}
+
+text_value!(ListenAddress);
+
 fn write_host(f: &mut fmt::Formatter<'_>, host: &str) -> fmt::Result {
     if host.contains(':') { write!(f, "[{host}]") } else { f.write_str(host) }
 }
@@ -73,16 +170,23 @@ fn host(text: &str) -> Option<String> {
         .then(|| text.to_ascii_lowercase())
 }
 
-/// A network in CIDR form, or one address.
+/// A network in CIDR form, one address, or `unix`: whoever connects to a Unix socket.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Cidr(pub IpNet);
+
+/// The address that stands for the peer of a Unix socket, which has none: no packet comes from it (RFC 4291 §2.5.2).
+pub const UNIX_PEER: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 impl Value for Cidr {
     const NAME: &'static str = "cidr";
     const WHAT: &'static str = "a network such as 10.0.0.0/8";
 
     fn parse(text: &str) -> Result<Self, ValueError> {
-        const FORM: ValueError = ValueError::Form("is neither a network such as 10.0.0.0/8 nor an address");
+        const FORM: ValueError =
+            ValueError::Form("is neither a network such as 10.0.0.0/8 nor an address, nor unix");
+        if text == "unix" {
+            return Ok(Cidr(IpNet::from(UNIX_PEER)));
+        }
         let network =
             IpNet::from_str(text).or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| FORM)?;
         Ok(Cidr(network.trunc()))
@@ -91,6 +195,9 @@ impl Value for Cidr {
 
 impl fmt::Display for Cidr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == IpNet::from(UNIX_PEER) {
+            return f.write_str("unix");
+        }
         self.0.fmt(f)
     }
 }

@@ -366,7 +366,8 @@ mod tests {
             let Built { snapshot, warnings } = built(&with(preset.name(), ""));
             assert!(warnings.is_empty(), "{preset:?}: {warnings:?}");
             assert!(snapshot.rule_positions.iter().all(|at| at.preset() == Some(preset)));
-            assert_eq!(snapshot.fixed.listen, ["0.0.0.0:8080"], "{preset:?}: an address is never a preset's");
+            let listen: Vec<_> = snapshot.fixed.listen.iter().map(ToString::to_string).collect();
+            assert_eq!(listen, ["0.0.0.0:8080"], "{preset:?}: an address is never a preset's");
             let upstream = snapshot.upstream.as_ref().map(|upstream| upstream.address.as_str());
             assert_eq!((snapshot.expectations, upstream), (0, Some("127.0.0.1:1")));
             let filled = snapshot.filled.expect("what was filled in is told");

@@ -19,9 +19,9 @@ use super::preset::Preset;
 use super::recipe::Recipe;
 use super::template::{ERROR_VARIABLES, LOGIN_VARIABLES, Template};
 use super::value::{
-    self, Address, Cidr, CookieName, DescribingHeader, Duration, ExpectedRequest, Extension, HeaderName,
-    HeaderValue, HttpUrl, JwksSource, Method, Name, Origin, OwnPath, PublicKey, RoleName, Secret,
-    SessionStore, Size, TablePrefix, UpstreamUrl, UserStore, Value,
+    self, Address, Cidr, CookieName, DescribingHeader, Duration, ExpectedRequest, Extension, FileMode,
+    HeaderName, HeaderValue, HttpUrl, JwksSource, ListenAddress, Method, Name, Origin, OwnPath, PublicKey,
+    RoleName, Secret, SessionStore, Size, TablePrefix, UpstreamUrl, UserStore, Value,
 };
 pub use crate::token::Algorithm;
 use crate::token::revoked::{MOST_LEEWAY, MOST_TTL};
@@ -40,8 +40,12 @@ pub struct Raw {
     /// A CMS that is known: fills in roles, rules, identity and more where this file says nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<At<Preset>>,
-    /// Where clients connect: `host:port`, or a list of such.
-    pub listen: OneOrMany<At<Address>>,
+    /// Where clients connect: `host:port`, `unix:path`, `systemd` (or `systemd:name`), or a list of such.
+    pub listen: OneOrMany<At<ListenAddress>>,
+    /// HTTPS and HTTP/2 for clients; false is plain HTTP. Unix sockets stay plain.
+    pub tls: OrFalse<Tls>,
+    /// Who may connect to the Unix sockets of `listen`: their mode, four octal digits.
+    pub socket_mode: At<FileMode>,
     /// Where probes, metrics and reloads are served; false turns it off. Never make it public.
     pub admin: OrFalse<At<Address>>,
     /// Where load balancers ask for a decision: `host:port`, or that with how they describe a request; false turns
@@ -53,7 +57,8 @@ pub struct Raw {
     pub workers: At<Workers>,
     /// The folder for what the gateway writes: its SQLite file and its keys. Relative to this file.
     pub state: At<Name>,
-    /// Networks whose `X-Forwarded-*` and PROXY protocol headers are believed.
+    /// Networks whose `X-Forwarded-*` and PROXY protocol headers are believed; `unix` is whoever connects to a Unix
+    /// socket.
     pub trusted_proxies: Vec<At<Cidr>>,
     /// Whether connections to `listen` from `trusted_proxies` begin with a PROXY protocol header; with `required`
     /// every connection has to, so nobody else can connect.
@@ -100,6 +105,8 @@ impl Default for Raw {
         Raw {
             preset: None,
             listen: OneOrMany(vec![at("0.0.0.0:8080")]),
+            tls: OrFalse(None),
+            socket_mode: at("0660"),
             admin: OrFalse(Some(at("127.0.0.1:9090"))),
             forward_auth: OrFalse(None),
             workers: At::default(),
@@ -133,6 +140,87 @@ fn at<V: Value>(text: &str) -> At<V> {
 
 fn after<const MILLISECONDS: u64, const LEAST: u64, const MOST: u64>() -> At<Duration<LEAST, MOST>> {
     At::nowhere(Duration::of::<MILLISECONDS>())
+}
+
+/// What clients are served HTTPS with.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The certificate, PEM, with the intermediate ones behind it. Clients that ask for no known name get this one.
+    pub cert: At<Name>,
+    /// Its private key, PEM; not readable by everybody.
+    pub key: At<Name>,
+    /// Certificates for other names, chosen by the name that a client asks for.
+    #[serde(default)]
+    pub more: Vec<KeyPair>,
+    /// The CA, PEM, whose certificates clients show; no other client gets in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<At<Name>>,
+    /// Whether a client without a certificate gets in all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_auth: Option<At<ClientAuth>>,
+    /// An address where plain HTTP is redirected to HTTPS, or that with the port to name.
+    #[serde(default, deserialize_with = "redirect", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "RedirectForm", extend("default" = null))]
+    pub redirect: Option<Redirect>,
+    /// For how long browsers are told to come by HTTPS alone (Strict-Transport-Security).
+    #[serde(default = "no_hsts")]
+    pub hsts: At<OrOff<Duration<0, { 730 * DAY }>>>,
+}
+
+fn no_hsts() -> At<OrOff<Duration<0, { 730 * DAY }>>> {
+    At::nowhere(OrOff(None))
+}
+
+/// A certificate and its key.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyPair {
+    /// The certificate, PEM, with the intermediate ones behind it.
+    pub cert: At<Name>,
+    /// Its private key, PEM; not readable by everybody.
+    pub key: At<Name>,
+}
+
+/// Whether clients must show a certificate.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum ClientAuth {
+    /// None gets in without.
+    #[default]
+    Required,
+    /// One that is shown has to be good.
+    Optional,
+}
+
+/// Where plain HTTP is redirected to HTTPS.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Redirect {
+    /// Where plain HTTP comes in: `host:port`, or `systemd:name`.
+    pub listen: At<ListenAddress>,
+    /// The port that clients reach HTTPS at; that of `listen` when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<At<u16>>,
+}
+
+/// `redirect: ADDRESS` is short for `redirect: { listen: ADDRESS }`.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(untagged, inline)]
+enum RedirectForm {
+    #[serde(rename = "$text")]
+    Listen(At<ListenAddress>),
+    #[serde(rename = "$mapping")]
+    Full(Box<Redirect>),
+}
+
+fn redirect<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Redirect>, D::Error> {
+    Ok(Some(match RedirectForm::deserialize(deserializer)? {
+        RedirectForm::Full(redirect) => *redirect,
+        RedirectForm::Listen(listen) => Redirect { listen, port: None },
+    }))
 }
 
 /// How many threads serve requests.
@@ -1208,6 +1296,12 @@ impl Raw {
             && let OrFalse(Some(assertion)) = &self.identity.assertion
         {
             self.assertion_contradictions(assertion, &mut found);
+        }
+        if whole("tls")
+            && let OrFalse(Some(tls)) = &self.tls
+            && let (Some(client_auth), None) = (&tls.client_auth, &tls.client_ca)
+        {
+            found.push(Diagnostic::error(client_auth.at, Problem::ClientAuthWithoutCa));
         }
         if whole("shutdown") && self.shutdown.drain.get() > self.shutdown.timeout.get() {
             let place = self.shutdown.drain.at.max(self.shutdown.timeout.at);

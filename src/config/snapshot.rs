@@ -15,6 +15,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
+use super::certificates::{Pair, PairError, Tls, read_certificates};
 use super::diagnostic::nearest;
 use super::keyring::NewKey;
 use super::network::{DatabaseUrl, JwksSource};
@@ -22,7 +23,7 @@ use super::query::{Dialect, UserQuery};
 use super::raw::{self, Pairs, Raw};
 use super::recipe::HashPolicy;
 use super::template::Template;
-use super::value::{Name, PublicKey, SessionStore, UserStore};
+use super::value::{ListenAddress, Name, PublicKey, SessionStore, UserStore};
 use super::{At, Diagnostic, Diagnostics, Filled, Position, Problem, Reading, Source, keyring, raw::Keys};
 use crate::policy::method::Methods;
 use crate::policy::path::EncodedSlash;
@@ -73,6 +74,8 @@ pub struct Snapshot {
     pub max_session: Duration,
     /// Headers that tell the upstream who is asking.
     pub identity: Identity,
+    /// What clients are served HTTPS with; `None`: plain HTTP.
+    pub tls: Option<Arc<Tls>>,
     /// Networks whose word about others is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether connections from there begin with a PROXY protocol header.
@@ -307,8 +310,14 @@ pub struct Shutdown {
 /// What a reload does not change: a difference is a warning.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Fixed {
-    /// `host:port` each.
-    pub listen: Vec<String>,
+    /// Where clients connect; the paths are ready to be bound.
+    pub listen: Vec<ListenAddress>,
+    /// Whether TCP listeners speak TLS.
+    pub tls: bool,
+    /// Where plain HTTP is redirected to HTTPS.
+    pub redirect: Option<ListenAddress>,
+    /// Of the Unix sockets among them.
+    pub socket_mode: u32,
     /// `host:port`.
     pub admin: Option<String>,
     /// `host:port`.
@@ -500,13 +509,14 @@ pub fn build(reading: Reading, source: &Source, surroundings: &Surroundings) -> 
     let keys = readable.then(|| builder.keys(surroundings)).flatten();
     let trusted = builder.trusted(surroundings);
     let users = if incomplete.contains("users") { None } else { builder.users() };
+    let tls = builder.tls(surroundings.now);
     let Builder { found, watched, .. } = builder;
     diagnostics.extend(found);
     let (Some(keys), Some(users)) = (keys, users) else { return Err(diagnostics) };
     if diagnostics.has_errors() {
         return Err(diagnostics);
     }
-    let snapshot = assemble(&raw, source, Compiled { policy, keys, trusted, users, watched, filled });
+    let snapshot = assemble(&raw, source, Compiled { policy, keys, trusted, tls, users, watched, filled });
     Ok(Built { snapshot, warnings: diagnostics })
 }
 
@@ -521,6 +531,7 @@ struct Compiled {
     policy: Policy,
     keys: (Ring, Option<PathBuf>),
     trusted: TrustedIssuers,
+    tls: Option<Tls>,
     users: UserSource,
     watched: Vec<PathBuf>,
     filled: Option<Filled>,
@@ -930,6 +941,42 @@ impl Builder<'_> {
         TrustedIssuers { issuers, remote }
     }
 
+    /// `None` where there is to be none, and where a problem has been found.
+    fn tls(&mut self, now: u64) -> Option<Tls> {
+        let settings = self.raw.tls.0.as_ref()?;
+        let first = raw::KeyPair { cert: settings.cert.clone(), key: settings.key.clone() };
+        let mut pairs = Vec::new();
+        for pair in std::iter::once(&first).chain(&settings.more) {
+            self.watched.extend([&pair.cert, &pair.key].map(|file| self.folder.join(file.as_str())));
+            match Pair::read(self.folder, pair) {
+                Ok(read) => {
+                    // Without a clock, as in a test, nothing is said of dates.
+                    if now > 0
+                        && let Some(what) = read.warning(now)
+                    {
+                        self.warn(pair.cert.at, Problem::Certificate { what });
+                    }
+                    pairs.push(read);
+                }
+                Err(PairError::Certificate(what)) => self.error(pair.cert.at, Problem::Certificate { what }),
+                Err(PairError::Key(what)) => self.error(pair.key.at, Problem::Certificate { what }),
+            }
+        }
+        let mut client_ca = None;
+        if let Some(file) = &settings.client_ca {
+            let path = self.folder.join(file.as_str());
+            client_ca = read_certificates(&path)
+                .map_err(|what| self.error(file.at, Problem::Certificate { what }))
+                .ok();
+            self.watched.push(path);
+        }
+        let whole =
+            pairs.len() == 1 + settings.more.len() && client_ca.is_some() == settings.client_ca.is_some();
+        let at = settings.client_ca.as_ref().map_or(settings.cert.at, |file| file.at);
+        let made = whole.then(|| Tls::new(pairs, settings, client_ca))?;
+        made.map_err(|what| self.error(at, Problem::Certificate { what })).ok()
+    }
+
     fn read_jwks(
         &mut self,
         at: Position,
@@ -962,7 +1009,7 @@ impl Builder<'_> {
 }
 
 fn assemble(raw: &Raw, source: &Source, compiled: Compiled) -> Snapshot {
-    let Compiled { policy, keys: (ring, key_folder), trusted, users, watched, filled } = compiled;
+    let Compiled { policy, keys: (ring, key_folder), trusted, tls, users, watched, filled } = compiled;
     let tokens = &raw.tokens;
     let own = Issuer {
         issuer: Arc::from(tokens.issuer.as_str()),
@@ -1011,6 +1058,7 @@ fn assemble(raw: &Raw, source: &Source, compiled: Compiled) -> Snapshot {
         ttl,
         max_session: tokens.max_session.value.get(),
         identity: identity(&raw.identity),
+        tls: tls.map(Arc::new),
         trusted_proxies: raw.trusted_proxies.iter().map(|cidr| cidr.value.0).collect(),
         proxy_protocol: raw.proxy_protocol.value,
         upstream: upstream.map(|upstream| UpstreamSettings {
@@ -1062,7 +1110,19 @@ fn assemble(raw: &Raw, source: &Source, compiled: Compiled) -> Snapshot {
         },
         recheck: raw.users.recheck.value.get(),
         fixed: Fixed {
-            listen: raw.listen.0.iter().map(|address| address.value.to_string()).collect(),
+            listen: raw
+                .listen
+                .0
+                .iter()
+                .map(|address| listen_address(&address.value, &source.folder))
+                .collect(),
+            tls: raw.tls.0.is_some(),
+            redirect: raw
+                .tls
+                .0
+                .as_ref()
+                .and_then(|tls| Some(listen_address(&tls.redirect.as_ref()?.listen.value, &source.folder))),
+            socket_mode: raw.socket_mode.value.0,
             admin: raw.admin.0.as_ref().map(|address| address.value.to_string()),
             forward_auth: raw.forward_auth.0.as_ref().map(|asked| asked.listen.value.to_string()),
             workers: match raw.workers.value {
@@ -1089,6 +1149,14 @@ fn assemble(raw: &Raw, source: &Source, compiled: Compiled) -> Snapshot {
 pub(super) fn sha256(bytes: &[u8]) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The same address, with a path as it can be bound.
+fn listen_address(address: &ListenAddress, folder: &Path) -> ListenAddress {
+    match address {
+        ListenAddress::Unix(path) => ListenAddress::Unix(folder.join(path)),
+        other => other.clone(),
+    }
 }
 
 fn identity(raw: &raw::Identity) -> Identity {

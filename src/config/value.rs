@@ -14,7 +14,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::recipe::Recipe;
 
-pub use super::network::{Address, Cidr, DatabaseUrl, HttpUrl, JwksSource, Origin, UpstreamUrl};
+pub use super::network::{
+    Address, Cidr, DatabaseUrl, FileMode, HttpUrl, JwksSource, ListenAddress, Origin, UNIX_PEER, UpstreamUrl,
+};
 
 /// Why a text is not what it should be. `Display` is the predicate of a sentence whose subject is the value.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -83,6 +85,8 @@ pub fn check(name: &str, text: &str, least: u64, most: u64) -> Result<(), ValueE
         "duration" => duration_within(text, least, most).map(drop),
         "size" => size_within(text, least, most).map(drop),
         Address::NAME => parses::<Address>(text),
+        ListenAddress::NAME => parses::<ListenAddress>(text),
+        FileMode::NAME => parses::<FileMode>(text),
         Cidr::NAME => parses::<Cidr>(text),
         UpstreamUrl::NAME => parses::<UpstreamUrl>(text),
         Origin::NAME => parses::<Origin>(text),
@@ -119,6 +123,8 @@ pub fn what(name: &str) -> &'static str {
         "duration" => "a duration such as 30s",
         "size" => "a size such as 64KiB",
         Address::NAME => Address::WHAT,
+        ListenAddress::NAME => ListenAddress::WHAT,
+        FileMode::NAME => FileMode::WHAT,
         Cidr::NAME => Cidr::WHAT,
         UpstreamUrl::NAME => UpstreamUrl::WHAT,
         Origin::NAME => Origin::WHAT,

@@ -162,6 +162,7 @@ fn classify(error: &hyper::Error) -> Refusal {
     while let Some(cause) = source {
         match cause.downcast_ref::<BodyError>() {
             Some(BodyError::TooLarge) => return Refusal::BodyTooLarge,
+            Some(BodyError::TooSlow) => return Refusal::Head(HeadError::BodyTooSlow),
             // Its trailers, for instance; a client that has gone does not hear it.
             Some(BodyError::Broken(_)) => return Refusal::Head(HeadError::Chunk),
             None => {}

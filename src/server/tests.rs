@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::runtime::LocalOptions;
 use tokio::time::{Instant, sleep};
 
+use super::listener::Arrival;
 use super::worker::{ConnectionCount, Worker};
 use super::*;
 
@@ -54,13 +55,13 @@ fn connect(worker: &Rc<Worker>) -> DuplexStream {
 
 fn serve(worker: &Rc<Worker>, server: DuplexStream) {
     let count = ConnectionCount::new(Arc::clone(&worker.gateway));
-    let address = ([192, 0, 2, 1], 40_000).into();
+    let arrival = Arrival { address: ([192, 0, 2, 1], 40_000).into(), door: Door::Http };
     tokio::task::spawn_local(connection::serve(
         Rc::clone(worker),
         server,
-        address,
-        connection::Door::Public,
+        arrival,
         count,
+        Worker::handle_http,
     ));
 }
 

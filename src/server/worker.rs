@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 use ipnet::IpNet;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
-use super::connection::{self, Connection, ConnectionLimits, Door};
+use super::connection::{self, Connection, ConnectionLimits};
 use super::handler::unix_now;
+use super::listener::{Accepted, Arrival, Door};
+use super::tls::{self, Handshakes};
 use super::{Active, Gateway, proxy_protocol};
 use crate::observe::audit::Audit;
 use crate::observe::lines::Access;
@@ -41,22 +44,10 @@ const LINE_BATCH: usize = 16 * 1024;
 /// How long a client may stand still in the middle of its request while others wait for what it holds.
 const PATIENCE_UNDER_PRESSURE: Duration = Duration::from_secs(2);
 
-/// A connection on its way to a worker.
-pub struct Arrival {
-    /// To the client.
-    pub stream: std::net::TcpStream,
-    /// Where it comes from.
-    pub address: SocketAddr,
-    /// What it comes for.
-    pub door: Door,
-    /// It counts from now on.
-    pub count: ConnectionCount,
-}
-
 /// How a connection reaches a worker.
 #[derive(Clone)]
 pub struct WorkerHandle {
-    connections: UnboundedSender<Arrival>,
+    connections: UnboundedSender<(Accepted, Arrival, ConnectionCount)>,
     load: Arc<AtomicUsize>,
 }
 
@@ -67,10 +58,10 @@ impl WorkerHandle {
     }
 
     /// Hands a connection over.
-    pub fn take(&self, arrival: Arrival) {
+    pub fn take(&self, stream: Accepted, arrival: Arrival, count: ConnectionCount) {
         self.load.fetch_add(1, Ordering::Relaxed);
         // A worker ends only after the listener: if it is gone, so is everything.
-        let _ = self.connections.send(arrival);
+        let _ = self.connections.send((stream, arrival, count));
     }
 }
 
@@ -254,6 +245,8 @@ pub struct Worker {
     id_prefix: String,
     next_request: Cell<u64>,
     lines: RefCell<Vec<u8>>,
+    /// TLS handshakes under way.
+    pub(super) handshakes: Handshakes,
     closing: Cell<bool>,
     /// Turns true when upgraded connections have to end.
     end: watch::Receiver<bool>,
@@ -275,6 +268,7 @@ impl Worker {
             id_prefix: super::random_hex(6),
             next_request: Cell::new(0),
             lines: RefCell::default(),
+            handshakes: Handshakes::default(),
             closing: Cell::new(false),
             end,
             #[cfg(test)]
@@ -347,6 +341,7 @@ impl Worker {
     /// Every connection ends after the response under way.
     fn close_connections(&self) {
         self.closing.set(true);
+        self.handshakes.give_up();
         let all: Vec<_> = self.connections.borrow().values().cloned().collect();
         for connection in all {
             connection.close_soon();
@@ -392,7 +387,7 @@ impl Worker {
     }
 
     /// What a client is told whose request could not even be read.
-    pub fn refuse_unread(self: &Rc<Self>, connection: &Connection, refusal: &Refusal) -> Vec<u8> {
+    pub fn refuse_unread(self: &Rc<Self>, client: IpAddr, refusal: &Refusal) -> Vec<u8> {
         let active = self.active();
         let metrics = &self.gateway.metrics;
         metrics.refusal(refusal.code());
@@ -403,7 +398,7 @@ impl Worker {
         if active.snapshot.log.access {
             self.log_access(&Access {
                 request_id: id,
-                client: connection.address.ip().to_canonical(),
+                client: client.to_canonical(),
                 // Whatever stood there was not to be read.
                 method: "-",
                 path: "-",
@@ -467,7 +462,7 @@ pub fn start(
 
 async fn run(
     worker: Rc<Worker>,
-    mut receiver: UnboundedReceiver<Arrival>,
+    mut receiver: UnboundedReceiver<(Accepted, Arrival, ConnectionCount)>,
     load: Arc<AtomicUsize>,
     mut closing: watch::Receiver<bool>,
     mut end: watch::Receiver<bool>,
@@ -480,19 +475,12 @@ async fn run(
         tokio::select! {
             taken = receiver.recv(), if !closed => match taken {
                 None => closed = true,
-                Some(Arrival { stream, address, door, count }) => {
+                Some((stream, arrival, count)) => {
                     let (worker, load) = (Rc::clone(&worker), Arc::clone(&load));
                     tokio::task::spawn_local(async move {
                         // Given back, like the count, whatever becomes of the connection, a panic included.
                         let _load = Loaded(load);
-                        let Ok(mut stream) = tokio::net::TcpStream::from_std(stream) else { return };
-                        let address = match door {
-                            Door::Public => proxy_protocol::client_of(&worker, &mut stream, address).await,
-                            Door::ForwardAuth => Some(address),
-                        };
-                        if let Some(address) = address {
-                            connection::serve(worker, Stream(stream), address, door, count).await;
-                        }
+                        serve(worker, stream, arrival, count).await;
                     });
                 }
             },
@@ -505,6 +493,40 @@ async fn run(
         }
         if closed && worker.connections.borrow().is_empty() && load.load(Ordering::Relaxed) == 0 {
             return;
+        }
+    }
+}
+
+async fn serve(worker: Rc<Worker>, stream: Accepted, mut arrival: Arrival, count: ConnectionCount) {
+    match stream {
+        Accepted::Tcp(stream) => {
+            let Ok(mut stream) = TcpStream::from_std(stream) else { return };
+            if arrival.door != Door::ForwardAuth {
+                let client = proxy_protocol::client_of(&worker, &mut stream, arrival.address).await;
+                let Some(client) = client else { return };
+                arrival.address = client;
+            }
+            match arrival.door {
+                // Apart, so that a plain connection's task is no larger for it.
+                Door::Https => Box::pin(tls::serve(worker, stream, arrival, count)).await,
+                Door::Http | Door::ForwardAuth => {
+                    connection::serve(worker, Stream(stream), arrival, count, Worker::handle_http).await;
+                }
+                Door::Redirect => {
+                    Box::pin(connection::serve(worker, stream, arrival, count, Worker::redirect)).await;
+                }
+            }
+        }
+        Accepted::Unix(stream) => {
+            let Ok(stream) = UnixStream::from_std(stream) else { return };
+            match arrival.door {
+                Door::Redirect => {
+                    Box::pin(connection::serve(worker, stream, arrival, count, Worker::redirect)).await;
+                }
+                Door::Http | Door::Https | Door::ForwardAuth => {
+                    Box::pin(connection::serve(worker, stream, arrival, count, Worker::handle_http)).await;
+                }
+            }
         }
     }
 }

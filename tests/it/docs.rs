@@ -11,6 +11,7 @@ use portcullis::observe::audit::{Event, KeyChange, Scope, Trigger, UserChange};
 use portcullis::wire::answer::LockedBy;
 use serde_json::{Value, json};
 
+use crate::harness::tls::Authority;
 use crate::harness::{Gateway, Upstream, run};
 
 fn root() -> &'static Path {
@@ -330,7 +331,11 @@ async fn the_reference_has_every_metric_with_its_labels_and_no_other() {
     gateway.post("/auth/login").json(&wrong).send().await;
     gateway.get("/a").send().await;
     gateway.wait_for_line(0, |line| line.contains("cannot fetch a trusted issuer's keys")).await;
-    let scraped = gateway.admin("GET", "/metrics").send().await.text();
+    let mut scraped = gateway.admin("GET", "/metrics").send().await.text();
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new().write(folder.path(), "cert", &["localhost"]);
+    let https = Gateway::start_in(folder, upstream.address, "tls: { cert: cert.pem, key: cert.key }").await;
+    scraped.push_str(&https.admin("GET", "/metrics").send().await.text());
     let mut metrics: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for name in scraped.lines().filter_map(|line| line.strip_prefix("# TYPE portcullis_")?.split(' ').next())
     {
