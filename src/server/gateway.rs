@@ -324,16 +324,20 @@ impl Gateway {
         let loader = self.loader.clone();
         let old = self.current();
         let loaded = tokio::task::spawn_blocking(move || {
-            let files = Fingerprints::take(loader.path(), &old.snapshot.watched);
-            let (built, source) = loader.load(&given)?;
-            let changes = Changes::between(&old.snapshot, &built.snapshot);
-            Ok((built, source, changes, files))
-        })
-        .await
-        .unwrap_or_else(|_| Err(LoadError::Unreadable("loading the configuration broke off".to_owned())));
+            let (loaded, files) = loader.load_as_it_stands(&given, &old.snapshot.watched);
+            let with_changes = loaded.map(|(built, source)| {
+                let changes = Changes::between(&old.snapshot, &built.snapshot);
+                (built, source, changes)
+            });
+            (with_changes, files)
+        });
+        let (loaded, files) = loaded.await.unwrap_or_else(|_| {
+            let broken = LoadError::Unreadable("loading the configuration broke off".to_owned());
+            (Err(broken), Fingerprints::default())
+        });
         let at = unix_now();
         match loaded {
-            Ok((Built { snapshot, warnings }, source, changes, files)) => {
+            Ok((Built { snapshot, warnings }, source, changes)) => {
                 warn_of(&warnings, &source);
                 if let Some(watch) = self.watch.get() {
                     watch.follow(snapshot.watched.clone(), files);
@@ -343,11 +347,11 @@ impl Gateway {
                 Ok(())
             }
             Err(error) => {
-                if let (LoadError::Invalid(.., files), Some(watch)) = (&error, self.watch.get()) {
+                if let (LoadError::Invalid(.., named), Some(watch)) = (&error, self.watch.get()) {
                     // The file may be right as soon as what it names is there.
                     let mut followed = self.current().snapshot.watched.clone();
-                    followed.extend_from_slice(files);
-                    watch.follow(followed, Fingerprints::default());
+                    followed.extend_from_slice(named);
+                    watch.follow(followed, files);
                 }
                 let told = error.to_string();
                 tracing::error!(
