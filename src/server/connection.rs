@@ -47,6 +47,8 @@ pub struct Flags {
     verdict: Mutex<Option<HeadError>>,
     /// The verdict is on a head: there is no request that a handler could answer.
     unread: AtomicBool,
+    /// That head begins as one of HEAD does.
+    to_head: AtomicBool,
     turn: Mutex<Turn>,
     /// Since when the client neither sends the body that is waited for nor takes what it is sent.
     still: Mutex<Option<Instant>>,
@@ -278,7 +280,8 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(
     io: Guarded<S>,
     why: HeadError,
 ) {
-    let bytes = worker.refuse_unread(connection.arrival.address.ip(), &Refusal::Head(why));
+    let to_head = connection.flags.to_head.load(Ordering::Relaxed);
+    let bytes = worker.refuse_unread(connection.arrival.address.ip(), &Refusal::Head(why), to_head);
     say_farewell(io.stream, &bytes).await;
 }
 
@@ -348,7 +351,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guarded<S> {
         }
     }
 
-    fn refuse(&self, why: HeadError) -> io::Error {
+    /// `bytes`: those that are refused.
+    fn refuse(&self, why: HeadError, bytes: &[u8]) -> io::Error {
+        self.flags.to_head.store(bytes.starts_with(b"HEAD "), Ordering::Relaxed);
         self.flags.refuse(why, self.guard.between_messages())
     }
 
@@ -367,7 +372,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guarded<S> {
                 Ok(Some(length))
             }
             Ok(Piece::Partial) => Ok(None),
-            Err(why) => Err(self.refuse(why)),
+            Err(why) => Err(self.refuse(why, bytes)),
         }
     }
 
@@ -447,8 +452,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guarded<S> {
         match phase {
             // To hyper an idle connection that is given up looks as if the client had closed it.
             Phase::Idle | Phase::Answering => Poll::Ready(Ok(())),
-            Phase::Head => Poll::Ready(Err(self.refuse(HeadError::HeadTooSlow))),
-            Phase::Body => Poll::Ready(Err(self.refuse(HeadError::BodyTooSlow))),
+            Phase::Head => Poll::Ready(Err(self.refuse(HeadError::HeadTooSlow, &self.held))),
+            Phase::Body => Poll::Ready(Err(self.refuse(HeadError::BodyTooSlow, &[]))),
         }
     }
 

@@ -390,7 +390,7 @@ fn turn_away(gateway: &Gateway, listener: &Listener, stream: &Stream) {
         return;
     }
     gateway.metrics.response(refusal.status().as_u16());
-    let bytes = refusal.bytes(&gateway.current().snapshot.errors, &random_hex(8));
+    let bytes = refusal.bytes(&gateway.current().snapshot.errors, &random_hex(8), false);
     // Whoever does not take it at once learns it from the closed connection.
     let _ = stream.try_write(&bytes);
 }

@@ -89,6 +89,21 @@ async fn open(worker: &Worker) -> i64 {
 }
 
 #[test]
+fn a_refused_head_request_is_answered_without_a_body() {
+    with_worker("{}", async |worker| {
+        for (method, has_body) in [("HEAD", false), ("GET", true), ("HEADS", true)] {
+            let mut client = connect(&worker);
+            client.write_all(format!("{method} / HTTP/1.1\r\n\r\n").as_bytes()).await.unwrap();
+            let told = rest(&mut client).await;
+            assert!(told.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{method}: {told}");
+            let (head, body) = told.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains("content-length: "), "{method}: {told}");
+            assert_eq!(!body.is_empty(), has_body, "{method}: {told}");
+        }
+    });
+}
+
+#[test]
 fn a_panic_in_one_request_ends_that_request_alone_and_is_counted() {
     with_worker("{}", async |worker| {
         count_panics(&worker.gateway);

@@ -56,7 +56,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival, coun
         Shaken::No(why) => metrics.handshake(why),
         Shaken::PlainHttp(stream) => {
             metrics.handshake(Handshake::PlainHttp);
-            let bytes = worker.refuse_unread(arrival.address.ip(), &Refusal::Head(HeadError::PlainHttp));
+            let bytes =
+                worker.refuse_unread(arrival.address.ip(), &Refusal::Head(HeadError::PlainHttp), false);
             connection::say_farewell(stream, &bytes).await;
         }
         Shaken::Yes(stream) => {

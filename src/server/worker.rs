@@ -387,14 +387,14 @@ impl Worker {
     }
 
     /// What a client is told whose request could not even be read.
-    pub fn refuse_unread(self: &Rc<Self>, client: IpAddr, refusal: &Refusal) -> Vec<u8> {
+    pub fn refuse_unread(self: &Rc<Self>, client: IpAddr, refusal: &Refusal, to_head: bool) -> Vec<u8> {
         let active = self.active();
         let metrics = &self.gateway.metrics;
         metrics.refusal(refusal.code());
         metrics.response(refusal.status().as_u16());
         let id = self.request_id();
         let id = id.to_str().unwrap_or_default();
-        let bytes = refusal.bytes(&active.snapshot.errors, id);
+        let bytes = refusal.bytes(&active.snapshot.errors, id, to_head);
         if active.snapshot.log.access {
             self.log_access(&Access {
                 request_id: id,

@@ -257,7 +257,8 @@ impl Guard {
         if line_end.is_none() && bytes.len() > self.limits.target_bytes + 64 {
             return Err(HeadError::TargetTooLong);
         }
-        if line_end.is_none() && !bytes[0].is_ascii_uppercase() {
+        let begins_a_method = std::str::from_utf8(&bytes[..1]).is_ok_and(crate::policy::method::is_method);
+        if line_end.is_none() && !begins_a_method {
             return Err(HeadError::Method);
         }
         if bytes.len() > self.limits.head_bytes { Err(HeadError::HeadTooLarge) } else { Ok(()) }
@@ -734,6 +735,18 @@ mod tests {
             ("\u{17}\u{3}\u{1}".to_owned(), HeadError::Method),
         ] {
             assert_eq!(Guard::new(LIMITS).next(bytes.as_bytes()), Err(why), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_a_method_may_begin_with_is_waited_for() {
+        for method in ["M-SEARCH", "-LOST", "3GET", "_", "!X"] {
+            let head = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
+            let mut guard = Guard::new(LIMITS);
+            for cut in 1..head.len() {
+                assert_eq!(guard.next(&head.as_bytes()[..cut]), Ok(Piece::Partial), "{method} {cut}");
+            }
+            assert_eq!(guard.next(head.as_bytes()), Ok(Piece::Pass(head.len())), "{method}");
         }
     }
 
