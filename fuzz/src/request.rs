@@ -122,7 +122,7 @@ impl Bench {
             let served = tokio::task::spawn_local(connection::serve(
                 Rc::clone(&self.worker),
                 server,
-                Arrival { address, door: Door::Http },
+                Arrival { address, door: Door::Http, stranger: false },
                 count,
                 Worker::handle_http,
             ));

@@ -43,18 +43,21 @@ pub enum Door {
     ForwardAuth,
 }
 
-/// Where a connection comes from and what it door.
+/// Where a connection comes from and what it comes for.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     /// The other end; [`UNIX_PEER`] for that of a Unix socket, which has no address.
     pub address: SocketAddr,
     /// As its listener.
     pub door: Door,
+    /// What comes is a stranger's, though the address is one that is trusted: that of whoever passes it on.
+    pub stranger: bool,
 }
 
 impl Arrival {
     /// The other end, for whoever asks who that is.
     pub fn peer(&self, trusted: &[IpNet]) -> Peer {
+        let trusted = if self.stranger { &[] } else { trusted };
         Peer::new(self.address, trusted, self.scheme())
     }
 
@@ -376,7 +379,7 @@ pub async fn accept(gateway: Arc<Gateway>, listener: Listener, workers: Vec<Work
         next = (next + 1) % workers.len();
         let in_turn = workers[next..].iter().chain(&workers[..next]);
         if let Some(worker) = in_turn.min_by_key(|worker| worker.load()) {
-            worker.take(stream, Arrival { address, door: listener.door }, count);
+            worker.take(stream, Arrival { address, door: listener.door, stranger: false }, count);
         }
     }
 }

@@ -55,7 +55,7 @@ fn connect(worker: &Rc<Worker>) -> DuplexStream {
 
 fn serve(worker: &Rc<Worker>, server: DuplexStream) {
     let count = ConnectionCount::new(Arc::clone(&worker.gateway));
-    let arrival = Arrival { address: ([192, 0, 2, 1], 40_000).into(), door: Door::Http };
+    let arrival = Arrival { address: ([192, 0, 2, 1], 40_000).into(), door: Door::Http, stranger: false };
     tokio::task::spawn_local(connection::serve(
         Rc::clone(worker),
         server,

@@ -502,9 +502,9 @@ async fn serve(worker: Rc<Worker>, stream: Accepted, mut arrival: Arrival, count
         Accepted::Tcp(stream) => {
             let Ok(mut stream) = TcpStream::from_std(stream) else { return };
             if arrival.door != Door::ForwardAuth {
-                let client = proxy_protocol::client_of(&worker, &mut stream, arrival.address).await;
+                let client = proxy_protocol::client_of(&worker, &mut stream, arrival).await;
                 let Some(client) = client else { return };
-                arrival.address = client;
+                arrival = client;
             }
             match arrival.door {
                 // Apart, so that a plain connection's task is no larger for it.
