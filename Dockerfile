@@ -9,6 +9,7 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock gateway.yaml ./
 COPY src src
 COPY migrations migrations
+COPY deploy/examples deploy/examples
 COPY benches benches
 COPY tests/it/main.rs tests/it/main.rs
 COPY script/rootfs script/rootfs

@@ -96,7 +96,10 @@ async fn status(gateway: &Gateway) -> Response<Full<Bytes>> {
     let active = gateway.current();
     let snapshot = &active.snapshot;
     let load = gateway.last_load();
-    let users = health(gateway.login.users().ping()).await;
+    let users = match gateway.login.users() {
+        Some(users) => health(users.ping()).await,
+        None => json!("the CMS's own login, not asked"),
+    };
     let sessions = match gateway.sessions.store() {
         Some(store) => health(store.changes(0, 1)).await,
         None => json!("not open yet"),
@@ -108,6 +111,11 @@ async fn status(gateway: &Gateway) -> Response<Full<Bytes>> {
     let signing = ring.signing(now).map(|place| ring.keys()[place].key.kid());
     let trusted: Vec<_> =
         snapshot.remote_keys.iter().map(|keys| json!({ "issuer": keys.issuer, "url": keys.url })).collect();
+    let certificates: Vec<_> = snapshot.tls.iter().flat_map(|tls| &tls.certificates).collect();
+    let certificates: Vec<_> = certificates
+        .iter()
+        .map(|one| json!({ "file": one.file, "names": one.names, "expires": one.validity.1, "expired": now > one.validity.1 }))
+        .collect();
     let upstreams: Vec<_> =
         snapshot.upstream.iter().map(|upstream| json!({ "address": upstream.address })).collect();
     let body = json!({
@@ -126,6 +134,7 @@ async fn status(gateway: &Gateway) -> Response<Full<Bytes>> {
             "last_load": { "at": load.at, "error": load.error },
         },
         "keys": { "published": kids, "signing": signing, "remote": trusted },
+        "certificates": certificates,
         "stores": { "users": users, "sessions": sessions },
         "revocations": gateway.sessions.len(),
         "upstreams": upstreams,

@@ -4,7 +4,8 @@
 //!
 //! [`server`] accepts a connection and hands it to the request thread with the fewest. That thread
 //! reads it through [`wire::hygiene`], which lets one message at a time through and refuses what two
-//! parsers could read as two; hyper parses what passes. The handler (`server::handler`) takes the
+//! parsers could read as two; hyper parses what passes. Before it may be TLS, and HTTP/2 becomes what HTTP/1.1
+//! would have been. The handler (`server::handler`) takes the
 //! configuration in force, the same one from the first byte to the last, and goes through the steps of
 //! the contract: [`wire::headers`] removes what only the gateway may say, [`wire::client`] says who is
 //! asking, [`policy`] works out every way in which an upstream could read the target and what the
@@ -24,13 +25,14 @@
 //! [`policy`] and [`token`] are pure: time, keys and rules are arguments. [`config`] makes immutable
 //! snapshots of a file and its keys. [`wire`] is what is on the wire, [`proxy`] what goes to the
 //! upstream and comes back, [`server`] the threads and the order of the steps. [`observe`] is what
-//! operators see, [`admin`] where they look, [`cli`] what they type. [`timer`] is for deadlines that
+//! operators see, [`admin`] where they look, [`cli`] what they type. [`fetch`] asks other servers; [`timer`] is for deadlines that
 //! almost never come, [`stream`] for writes that are almost always small. Which module may use which is held by `tests/it/layers.rs`.
 #![forbid(unsafe_code)]
 
 pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod fetch;
 pub mod login;
 pub mod observe;
 pub mod policy;

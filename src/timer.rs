@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -53,38 +53,33 @@ impl LazyTimer {
         }
     }
 
-    /// Runs `future` until it ends or `limit` has passed since what `since` names. While that is
-    /// `None`, no time passes; `future` must wake the task when it becomes something.
-    pub async fn within<F: Future>(
+    /// Whether `limit` has passed since what `since` names; if not, the task will be woken in time to ask
+    /// again. While it names nothing, no time passes; whoever makes it name something wakes the task.
+    pub fn poll_over(
         &mut self,
+        cx: &mut Context<'_>,
         limit: Duration,
         since: impl Fn() -> Option<Instant>,
-        future: F,
-    ) -> Option<F::Output> {
-        let mut future = std::pin::pin!(future);
-        std::future::poll_fn(|cx| {
-            if let Poll::Ready(output) = future.as_mut().poll(cx) {
-                return Poll::Ready(Some(output));
+    ) -> bool {
+        // What is waited for may have moved on by the time that the timer fires.
+        while let Some(deadline) = since().map(|since| since + limit) {
+            if !self.poll_expired(cx, deadline) {
+                return false;
             }
-            // What is waited for may have moved on by the time that the timer fires.
-            while let Some(deadline) = since().map(|since| since + limit) {
-                if !self.poll_expired(cx, deadline) {
-                    return Poll::Pending;
-                }
-                if since().is_some_and(|since| since + limit <= Instant::now()) {
-                    return Poll::Ready(None);
-                }
+            if since().is_some_and(|since| since + limit <= Instant::now()) {
+                return true;
             }
-            // Look again in a while: nobody is bound to wake this task for the deadline's sake.
-            self.poll_expired(cx, Instant::now() + limit);
-            Poll::Pending
-        })
-        .await
+        }
+        // Look again in a while: nobody is bound to wake this task for the deadline's sake.
+        self.poll_expired(cx, Instant::now() + limit);
+        false
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -95,14 +90,18 @@ mod tests {
             [(60, 1, true), (60, 61, false), (5, 6, false), (90, 89, true), (1, 2, false)]
         {
             let started = Instant::now();
-            let outcome = timer
-                .within(
-                    Duration::from_secs(seconds),
-                    || Some(started),
-                    tokio::time::sleep(Duration::from_secs(work)),
-                )
-                .await;
-            assert_eq!(outcome.is_some(), finishes);
+            let mut done = std::pin::pin!(tokio::time::sleep(Duration::from_secs(work)));
+            let finished = std::future::poll_fn(|cx| {
+                if done.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(true);
+                }
+                match timer.poll_over(cx, Duration::from_secs(seconds), || Some(started)) {
+                    true => Poll::Ready(false),
+                    false => Poll::Pending,
+                }
+            })
+            .await;
+            assert_eq!(finished, finishes);
             assert_eq!(started.elapsed().as_secs(), seconds.min(work));
         }
         assert_eq!(begin.elapsed().as_secs(), 1 + 60 + 5 + 89 + 1);

@@ -40,7 +40,7 @@ fi
 
 step "settings and identity"
 cp "$here/gateway_settings.py" "$site/legacy/settings/gateway.py"
-cp "$here/portcullis_identity.py" "$here/gateway_urls.py" "$site/legacy/"
+cp "$here/../django/portcullis_identity.py" "$here/gateway_urls.py" "$site/legacy/"
 cp "$here/gunicorn_conf.py" "$site/"
 random_hex() { "$python" -c 'import secrets; print(secrets.token_hex(32))'; }
 [ -s "$site/secret_key" ] || random_hex >"$site/secret_key"

@@ -58,6 +58,37 @@ print(json.dumps([list(paths(get_resolver())), sorted(m._meta.label_lower.replac
 """
 
 
+# Run inside the site: a user for each way in which Django stores passwords, an editor each but for the last two.
+ADD_USERS = """
+import json, sys
+from django.contrib.auth import get_user_model
+from django.contrib.auth.hashers import get_hashers, make_password
+from django.contrib.auth.models import Group
+
+added = {}
+def add(name, hasher, groups=("Editors",), **more):
+    defaults = {"password": make_password(sys.argv[1], hasher=hasher), "first_name": "First " + name, **more}
+    user, _ = get_user_model().objects.update_or_create(username=name, defaults=defaults)
+    user.groups.set(Group.objects.filter(name__in=groups))
+    added[name] = user.password.split("$")[0]
+for hasher in get_hashers():
+    add("own-" + hasher.algorithm, hasher.algorithm)
+add("own-root", "default", groups=(), is_superuser=True)
+add("own-gone", "default", is_active=False)
+print(json.dumps(added))
+"""
+
+# The same site with its own users.
+OWN_USERS = """
+listen: 127.0.0.1:{listen}
+admin: false
+preset: wagtail
+upstream: http://127.0.0.1:{cms}
+login: {{ cookie: false, page: false }}
+users: {{ store: "sqlite:{database}" }}
+"""
+
+
 class Checks:
     """Counts, and prints each check as it is made."""
 
@@ -489,6 +520,41 @@ def main():
                 other.status_code == 200 and FULL_NAMES["sam"] in other.text and FULL_NAMES["eddie"] not in other.text,
                 other.status_code,
             )
+
+        # ---- Wagtail's own users, with the passwords that Wagtail knows
+        own_password = secrets.token_urlsafe(12)
+        django = [python, "manage.py", "shell", "--no-imports", "-c", f"import sys; sys.argv = ['', {own_password!r}]\n{ADD_USERS}"]
+        added = subprocess.run(django, cwd=folder / "site", env=site_environment, capture_output=True, text=True)
+        hashes = json.loads(added.stdout) if added.returncode == 0 else {}
+        check.that("Django stores passwords in five ways", len(set(hashes.values())) >= 5, hashes or added.stderr)
+        (own_port,) = free_ports(1)
+        own = f"http://127.0.0.1:{own_port}"
+        own_folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="portcullis-wagtail-own-"))
+        own_file, own_log = Path(own_folder, "gateway.yaml"), Path(own_folder, "gateway.log")
+        database = folder / "site/db.sqlite3"
+        own_file.write_text(OWN_USERS.format(listen=own_port, cms=cms_port, database=database))
+        serve = [portcullis, "serve", "--config", own_file]
+        stack.enter_context(running("the gateway for Wagtail's own users", serve, own_port, own_log, env=environment))
+        for user, algorithm in hashes.items():
+            log_in = lambda password: requests.post(  # noqa: E731
+                f"{own}/auth/login", json={"username": user, "password": password}, timeout=60
+            )
+            answer = log_in(own_password)
+            if user == "own-gone":
+                check.that("a user who is not active is refused", answer.status_code == 401, answer.text)
+                continue
+            role = "SuperAdmin" if user == "own-root" else "Editor"
+            body = answer.json()
+            check.that(
+                f"{user} logs in with a password that Django stored as {algorithm}",
+                answer.status_code == 200 and body["user"]["role"] == role,
+                answer.text,
+            )
+            check.that("... and with no other", log_in(own_password + "x").status_code == 401)
+            headers = {"Authorization": f"Bearer {body.get('token')}"}
+            page = requests.get(f"{own}/admin/", headers=headers, allow_redirects=False, timeout=30)
+            check.that("... and is who they are in Wagtail", f"First {user}" in page.text, page.status_code)
+        passwords["own"] = own_password
 
         logged = gateway_log.read_text(errors="replace") + cms_log.read_text(errors="replace")
         leaks = [what for what in [secret, *passwords.values(), *tokens.values()] if what in logged]

@@ -9,13 +9,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use portcullis::config::reload::Loader;
-use portcullis::login::Login;
+use portcullis::config::snapshot::UserSource;
+use portcullis::login::guard::Guard;
+use portcullis::login::{Authority, Login};
 use portcullis::login::session::LiveSessions;
 use portcullis::observe::lines::LineSink;
 use portcullis::observe::{LogFormat, start_logging};
 use portcullis::server::worker::{ConnectionCount, Worker};
-use portcullis::server::{Gateway, connection, surroundings_at_start};
-use portcullis::store::sqlite::SqliteUsers;
+use portcullis::server::listener::{Arrival, Door};
+use portcullis::server::{Gateway, connection, surroundings_at_start, users};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime, Runtime};
@@ -99,12 +101,12 @@ impl Bench {
             std::fs::write(&path, text).expect("a file");
             let loader = Loader::new(path);
             let (built, _) = loader.load(&surroundings_at_start()).expect("a valid file");
-            let users = stores.block_on_store(&built.snapshot.fixed.users);
+            let users = opened(&stores, &built.snapshot.fixed.users);
             let lines = LineSink::writing_to(std::io::sink()).expect("a thread");
             let level = start_logging(LogFormat::Json, "off");
             let sessions = LiveSessions::new();
-            let login =
-                Login::new(Arc::new(users), Arc::clone(&sessions), 1, built.snapshot.fixed.hashes.clone());
+            let hashes = built.snapshot.fixed.hashes.clone();
+            let login = Login::new(users, Arc::clone(&sessions), Guard::new(), 1, hashes);
             let gateway = Gateway::new(built.snapshot, loader, login, sessions, lines, LogFormat::Json, level);
             Worker::new(gateway, ended)
         });
@@ -117,8 +119,13 @@ impl Bench {
             let (client, server) = duplex(64 * 1024);
             let count = ConnectionCount::new(Arc::clone(&self.worker.gateway));
             let address = format!("{CLIENT}:40000").parse().expect("an address");
-            let served =
-                tokio::task::spawn_local(connection::serve(Rc::clone(&self.worker), server, address, count));
+            let served = tokio::task::spawn_local(connection::serve(
+                Rc::clone(&self.worker),
+                server,
+                Arrival { address, door: Door::Http, stranger: false },
+                count,
+                Worker::handle_http,
+            ));
             let (mut reading, mut writing) = tokio::io::split(client);
             let sending = async {
                 for piece in bytes.chunks(step) {
@@ -142,17 +149,12 @@ impl Bench {
     }
 }
 
-/// [`SqliteUsers::open`] on a runtime of its own, from within another.
-trait OpenUsers {
-    fn block_on_store(&self, path: &std::path::Path) -> SqliteUsers;
-}
-
-impl OpenUsers for Runtime {
-    fn block_on_store(&self, path: &std::path::Path) -> SqliteUsers {
-        std::thread::scope(|scope| {
-            scope.spawn(|| self.block_on(SqliteUsers::open(path)).expect("a store")).join().expect("no panic")
-        })
-    }
+/// [`users::open`] on a runtime of its own, from within another.
+fn opened(stores: &Runtime, settings: &UserSource) -> Authority {
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(|| stores.block_on(users::open(settings)).expect("a store"));
+        opening.join().expect("no panic")
+    })
 }
 
 async fn serve_upstream(listener: TcpListener, seen: Rc<RefCell<Seen>>) {

@@ -15,9 +15,9 @@ use super::{CliError, audit, in_runtime, printed};
 use crate::config::snapshot::Snapshot;
 use crate::login::guard::now;
 use crate::observe::audit::{Audit, Event};
-use crate::store::Username;
 use crate::store::sqlite::throttle::SqliteThrottle;
 use crate::store::throttle::{Ban, Remembered, Subject};
+use crate::store::{Username, folded};
 
 /// What can be done about bans.
 #[derive(Debug, Subcommand)]
@@ -65,14 +65,16 @@ pub enum BanCommand {
 /// # Errors
 /// Code 2 for what is neither a name nor an address, and for an unusable duration; code 1 for the rest.
 pub fn run(command: BanCommand, snapshot: &Snapshot, out: &mut dyn Write) -> Result<(), CliError> {
+    // As logins are counted: a CMS may take several spellings for one user.
+    let spelling: Spelling = if snapshot.fixed.users.local().is_some() { str::to_owned } else { folded };
     let change = match &command {
         BanCommand::List { .. } => None,
-        BanCommand::Add { who, account, .. } => Some((Event::Ban, subject(who, *account)?)),
-        BanCommand::Lift { who, account } => Some((Event::Lift, subject(who, *account)?)),
+        BanCommand::Add { who, account, .. } => Some((Event::Ban, subject(who, *account, spelling)?)),
+        BanCommand::Lift { who, account } => Some((Event::Lift, subject(who, *account, spelling)?)),
     };
     in_runtime(async {
         let store = SqliteThrottle::open(&snapshot.fixed.sessions).await?;
-        let outcome = run_on(command, &store, out).await;
+        let outcome = run_on(command, spelling, &store, out).await;
         store.close().await;
         outcome
     })??;
@@ -83,7 +85,15 @@ pub fn run(command: BanCommand, snapshot: &Snapshot, out: &mut dyn Write) -> Res
     Ok(())
 }
 
-async fn run_on(command: BanCommand, store: &SqliteThrottle, out: &mut dyn Write) -> Result<(), CliError> {
+/// How the names of accounts are written.
+type Spelling = fn(&str) -> String;
+
+async fn run_on(
+    command: BanCommand,
+    spelling: Spelling,
+    store: &SqliteThrottle,
+    out: &mut dyn Write,
+) -> Result<(), CliError> {
     let now = now();
     match command {
         BanCommand::List { all, json } => {
@@ -91,7 +101,7 @@ async fn run_on(command: BanCommand, store: &SqliteThrottle, out: &mut dyn Write
             printed(if json { list_json(&rows, out) } else { list_table(&rows, all, out) })
         }
         BanCommand::Add { who, duration, account } => {
-            let subject = subject(&who, account)?;
+            let subject = subject(&who, account, spelling)?;
             let ends_at = match duration {
                 None => None,
                 Some(text) => Some(now.saturating_add(milliseconds(&text)?)),
@@ -102,7 +112,7 @@ async fn run_on(command: BanCommand, store: &SqliteThrottle, out: &mut dyn Write
             printed(writeln!(out, "{} cannot log in {until}", named(&subject)))
         }
         BanCommand::Lift { who, account } => {
-            let subject = subject(&who, account)?;
+            let subject = subject(&who, account, spelling)?;
             let (bans, failures) = store.lift(&subject, now).await?;
             let counts = store.load(now).await?;
             printed(match (bans.len(), failures.len()) {
@@ -225,7 +235,7 @@ fn list_table(rows: &[Row], all: bool, out: &mut dyn Write) -> std::io::Result<(
     writeln!(out, "{table}")
 }
 
-fn subject(who: &str, account: bool) -> Result<Subject, CliError> {
+fn subject(who: &str, account: bool, spelling: Spelling) -> Result<Subject, CliError> {
     let network = who.parse::<IpNet>().ok().or_else(|| {
         let address: std::net::IpAddr = who.parse().ok()?;
         Some(IpNet::from(address.to_canonical()))
@@ -233,7 +243,7 @@ fn subject(who: &str, account: bool) -> Result<Subject, CliError> {
     match network {
         Some(network) if !account => Ok(Subject::Network(network.trunc())),
         _ => match Username::parse(who) {
-            Ok(name) => Ok(Subject::account(name.as_str())),
+            Ok(name) => Ok(Subject::account(&spelling(name.as_str()))),
             Err(error) => Err(CliError::usage(error.to_string())),
         },
     }

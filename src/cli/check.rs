@@ -8,8 +8,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{CliError, in_runtime, now, open_sessions, open_users, printed};
+use crate::config::Filled;
 use crate::config::reload::{LoadError, Loader};
-use crate::config::snapshot::{Built, Snapshot, Surroundings};
+use crate::config::snapshot::{Built, Snapshot, Surroundings, UserSource};
+use crate::fetch::Client;
 use crate::server::trust;
 
 /// For one thing tried over the network.
@@ -44,6 +46,9 @@ pub fn run(loader: &Loader, network: bool, out: &mut dyn Write) -> Result<ExitCo
         found.push(count(warned, "warning"));
     }
     printed(writeln!(out, "{} is valid: {}", loader.path().display(), found.join(", ")))?;
+    if let Some(filled) = &snapshot.filled {
+        printed(tell_preset(filled, &snapshot, out))?;
+    }
     if snapshot.keys.signer(super::now()).is_none() {
         printed(writeln!(out, "a signing key will be made at the first start"))?;
     }
@@ -52,6 +57,26 @@ pub fn run(loader: &Loader, network: bool, out: &mut dyn Write) -> Result<ExitCo
     }
     let all_well = in_runtime(try_network(&snapshot, out))??;
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// What the preset has put into the file, and what of it made way.
+fn tell_preset(filled: &Filled, snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
+    let name = filled.preset.name();
+    writeln!(out, "preset {name} ({})", filled.preset.title())?;
+    if !filled.keys.is_empty() {
+        writeln!(out, "  fills in {}", filled.keys.join(", "))?;
+    }
+    for path in &filled.replaced {
+        writeln!(out, "  leaves {path} to the file's own rule")?;
+    }
+    let policy = &snapshot.policy;
+    let rules = policy.rules().iter().zip(&snapshot.rule_labels).zip(&snapshot.rule_positions);
+    let added: Vec<_> = rules.filter(|(_, at)| at.preset().is_some()).collect();
+    writeln!(out, "  adds {}", count(added.len(), "rule"))?;
+    for ((rule, label), at) in added {
+        writeln!(out, "    line {:<4} {:<16} {label}", at.line, policy.wording(rule.allow))?;
+    }
+    Ok(())
 }
 
 async fn try_network(snapshot: &Snapshot, out: &mut dyn Write) -> Result<bool, CliError> {
@@ -64,17 +89,25 @@ async fn try_network(snapshot: &Snapshot, out: &mut dyn Write) -> Result<bool, C
         })
     };
     let users = &snapshot.fixed.users;
-    if users.exists() {
-        let opened = open_users(snapshot).await;
-        if let Ok(users) = &opened {
-            users.close().await;
+    match users.local() {
+        Some(file) if !file.exists() => {
+            tell(format!("users: {users} will be made at the first start"), Ok(()))?;
         }
-        tell(format!("users in {}", users.display()), opened.map(drop).map_err(|error| error.message))?;
-    } else {
-        tell(format!("users: {} will be made at the first start", users.display()), Ok(()))?;
+        None if let UserSource::Endpoint(endpoint) = users => {
+            let client = Client::default();
+            let reached = match timeout(TIMEOUT, client.reach(&endpoint.url)).await {
+                Ok(reached) => reached,
+                Err(_) => Err("it does not answer".to_owned()),
+            };
+            tell(format!("users by {users}, which takes connections; no login was tried"), reached)?;
+        }
+        _ => {
+            let outcome = try_users(snapshot).await.map_err(|error| error.message);
+            tell(format!("users in {users}"), outcome)?;
+        }
     }
     let sessions = &snapshot.fixed.sessions;
-    if sessions != users {
+    if Some(sessions.as_path()) != users.local() {
         if sessions.exists() {
             let opened = open_sessions(snapshot).await;
             if let Ok(sessions) = &opened {
@@ -106,6 +139,14 @@ async fn try_network(snapshot: &Snapshot, out: &mut dyn Write) -> Result<bool, C
         tell(format!("keys of {} at {}", source.issuer, source.url), fetched)?;
     }
     Ok(all_well)
+}
+
+/// Opens the user store and asks it something; of a CMS's, has the query looked at.
+async fn try_users(snapshot: &Snapshot) -> Result<(), CliError> {
+    let users = open_users(snapshot).await?;
+    let answer = users.ping().await;
+    users.close().await;
+    Ok(answer?)
 }
 
 fn count(number: usize, what: &str) -> String {

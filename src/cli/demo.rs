@@ -20,13 +20,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
 use super::extras::EXAMPLE;
-use super::{CliError, in_runtime, open_users, printed};
+use super::{CliError, in_runtime, open_local_users, printed};
 use crate::config::recipe::HashPolicy;
 use crate::config::reload::Loader;
 use crate::config::snapshot::Surroundings;
 use crate::login::password::{Hasher, NewPassword, Password};
 use crate::server::surroundings_at_start;
-use crate::store::{NewUser, Username, Users};
+use crate::store::{LocalUsers, NewUser, Username, Users};
 
 /// The users of the demo and their roles.
 const USERS: [(&str, &str, &str); 3] = [
@@ -86,7 +86,7 @@ fn make_users(config: &Path) -> Result<Vec<String>, CliError> {
     let passwords: Vec<String> = USERS.iter().map(|_| crate::server::random_hex(6)).collect();
     let given = passwords.clone();
     in_runtime(async move {
-        let users = open_users(&snapshot).await?;
+        let users = open_local_users(&snapshot).await?;
         let hasher = Hasher::new(1, HashPolicy::default());
         for ((username, role, name), password) in USERS.iter().zip(given) {
             let password = NewPassword::parse(Password::new(password.into_bytes()));

@@ -60,8 +60,8 @@ pub fn run(explain: &Explain, snapshot: &Snapshot, out: &mut dyn Write) -> Resul
     for reading in policy.explain(&target) {
         let (rule, line) = match reading.because {
             Because::Rule(id) | Because::QueryRule(id) => {
-                let line = snapshot.rule_positions[id.index()].line;
-                (snapshot.rule_labels[id.index()].clone(), line.to_string())
+                let line = snapshot.rule_positions[id.index()].line_in_words();
+                (snapshot.rule_labels[id.index()].clone(), line)
             }
             Because::NoRule => ("no rule".to_owned(), String::new()),
             Because::Own(Endpoint::Login) => ("the login path".to_owned(), String::new()),
@@ -81,7 +81,7 @@ pub fn run(explain: &Explain, snapshot: &Snapshot, out: &mut dyn Write) -> Resul
                 format!(
                     "by '{}', line {}",
                     snapshot.rule_labels[rule.index()],
-                    snapshot.rule_positions[rule.index()].line
+                    snapshot.rule_positions[rule.index()].line_in_words()
                 )
             });
             printed(writeln!(out, "\nThe strictest counts: {} ({by}).", policy.wording(requirement)))?;

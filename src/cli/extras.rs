@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{CliError, printed};
+use crate::config::Preset;
 use crate::config::snapshot::Snapshot;
 
 /// The commented example at the top of the repository.
@@ -15,11 +16,36 @@ pub const EXAMPLE: &str = include_str!("../../gateway.yaml");
 /// For the whole question.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Writes the commented example to `path`.
+/// The beginning of a file with a preset; `NAME` stands for its name and `TITLE` for what it says of itself.
+const STARTER: &str = "\
+# The gateway in front of a CMS that is known: TITLE.
+# `portcullis check` says what the preset fills in and everything that is wrong; docs/cms/NAME.md leads from an
+# existing site to a protected one. Whatever is written here wins over the preset.
+preset: NAME
+
+# Where clients connect.
+listen: 127.0.0.1:8080
+
+# Probes, metrics, status, reload. Never make it public; false turns it off.
+admin: 127.0.0.1:9090
+
+# The CMS. It must not be reachable except through the gateway.
+upstream: http://127.0.0.1:8000
+
+# Rules of your own join the preset's. One for the same path, methods and query takes its place.
+rules: []
+#  - { path: /members/*, allow: authenticated }
+
+# Without HTTPS in front, other than on localhost, browsers keep the cookie only so:
+# login: { cookie: { secure: false } }
+";
+
+/// Writes a commented file to `path`: the example, or one for a CMS that is known.
 ///
 /// # Errors
 /// Code 2 if there is such a file already: nothing is overwritten.
-pub fn init(path: &Path, out: &mut dyn Write) -> Result<(), CliError> {
+pub fn init(path: &Path, preset: Option<Preset>, out: &mut dyn Write) -> Result<(), CliError> {
+    let text = preset.map_or_else(|| EXAMPLE.to_owned(), starter);
     let mut file = fs::OpenOptions::new().write(true).create_new(true).open(path).map_err(|error| {
         let shown = path.display();
         match error.kind() {
@@ -29,14 +55,35 @@ pub fn init(path: &Path, out: &mut dyn Write) -> Result<(), CliError> {
             _ => CliError::failed(format!("cannot write '{shown}': {error}")),
         }
     })?;
-    file.write_all(EXAMPLE.as_bytes())
+    file.write_all(text.as_bytes())
         .map_err(|error| CliError::failed(format!("cannot write '{}': {error}", path.display())))?;
     let shown = path.display();
+    let needs = if text.contains("${GATEWAY_SECRET}") {
+        "set GATEWAY_SECRET (openssl rand -hex 32) for the gateway and for the CMS, "
+    } else {
+        ""
+    };
     printed(writeln!(
         out,
-        "wrote {shown}\nnext: edit 'upstream' and 'rules', then\n  portcullis check --config {shown}\n  \
+        "wrote {shown}\nnext: {needs}edit 'upstream' and 'rules', then\n  portcullis check --config {shown}\n  \
          portcullis user add NAME --role ROLE --config {shown}\n  portcullis serve --config {shown}"
     ))
+}
+
+/// A file that names the preset, and shows as comments what comes with it.
+fn starter(preset: Preset) -> String {
+    let mut text = STARTER.replace("NAME", preset.name()).replace("TITLE", preset.title());
+    if let Some(store) = preset.text().lines().find(|line| line.starts_with("  store: ")) {
+        text.push_str("\n# With this, people sign in with what the CMS knows of them; without, with users of the gateway's own.\n");
+        text.push_str(&format!("# users:\n# {store}\n"));
+    }
+    text.push_str("\n# What the preset says, line by line. Copy a line from here to change it.\n#\n");
+    for line in preset.text().lines() {
+        text.push_str(if line.is_empty() { "#" } else { "# | " });
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
 }
 
 /// Asks the admin address of the configuration whether the gateway is ready.

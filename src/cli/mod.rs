@@ -15,19 +15,21 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::Source;
 use crate::config::reload::{LoadError, Loader};
 use crate::config::snapshot::{Built, Snapshot, Surroundings};
+use crate::config::{Preset, Source};
+use crate::login::Authority;
 use crate::observe::audit::{Audit, Event, Reason};
 use crate::observe::outbox;
-use crate::server::surroundings_at_start;
-use crate::store::StoreError;
+use crate::server::{surroundings_at_start, users};
 use crate::store::sessions::EndingTokens;
 use crate::store::sqlite::SqliteUsers;
 use crate::store::sqlite::sessions::SqliteSessions;
+use crate::store::{StoreError, Users};
 
 /// An authentication gateway in front of a legacy CMS.
 #[derive(Debug, Parser)]
@@ -52,8 +54,14 @@ enum Command {
     /// Run a sample CMS, the gateway in front of it and three users, in a temporary folder
     Demo,
     /// Write a commented starter file
-    #[command(after_help = "Example:\n  portcullis init --config gateway.yaml")]
-    Init,
+    #[command(
+        after_help = "Examples:\n  portcullis init --config gateway.yaml\n  portcullis init --preset wordpress"
+    )]
+    Init {
+        /// For a CMS that is known: its roles, rules and identity come with it
+        #[arg(long, value_name = "NAME")]
+        preset: Option<Preset>,
+    },
     /// Say everything that is wrong with the configuration, without starting
     #[command(
         after_help = "Exit code 2 when the file would be refused.\n\nExample:\n  portcullis check --network"
@@ -133,7 +141,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, CliError> {
             drop(out);
             demo::run()?;
         }
-        Command::Init => extras::init(loader.path(), &mut out)?,
+        Command::Init { preset } => extras::init(loader.path(), preset, &mut out)?,
         Command::Check { network } => return check::run(&loader, network, &mut out),
         Command::Explain(explain) => {
             explain::run(&explain, &load(&loader, &Surroundings::default())?.0, &mut out)?
@@ -144,7 +152,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, CliError> {
             let (change, name) = command.change();
             let hashes = snapshot.fixed.hashes.clone();
             in_runtime(async {
-                let users = open_users(&snapshot).await?;
+                let users = open_local_users(&snapshot).await?;
                 let sessions = open_sessions(&snapshot).await?;
                 let ending = EndingTokens::new(users.clone(), Box::new(sessions.clone()));
                 let outcome = user::run(command, &ending, &roles, &hashes, &mut out).await;
@@ -189,8 +197,26 @@ fn invalid(error: LoadError) -> CliError {
     })
 }
 
-async fn open_users(snapshot: &Snapshot) -> Result<SqliteUsers, CliError> {
-    Ok(SqliteUsers::open(&snapshot.fixed.users).await?)
+/// For commands that manage users; those of another system are refused.
+async fn open_local_users(snapshot: &Snapshot) -> Result<SqliteUsers, CliError> {
+    let users = &snapshot.fixed.users;
+    let file = users.local().ok_or_else(|| {
+        CliError::failed(format!(
+            "the users are those of {users}, which the gateway only reads: manage them there, and end what they have \
+             with 'token revoke --user'"
+        ))
+    })?;
+    Ok(SqliteUsers::open(file).await?)
+}
+
+async fn open_users(snapshot: &Snapshot) -> Result<Arc<dyn Users>, CliError> {
+    match users::open(&snapshot.fixed.users).await? {
+        Authority::Store(users) => Ok(users),
+        Authority::Endpoint(_) => Err(CliError::failed(format!(
+            "nobody can be looked up by name: the users are those of {}, which answers to their passwords alone",
+            snapshot.fixed.users
+        ))),
+    }
 }
 
 async fn open_sessions(snapshot: &Snapshot) -> Result<SqliteSessions, CliError> {

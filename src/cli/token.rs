@@ -14,8 +14,7 @@ use crate::login::session::end_session;
 use crate::login::subject_of;
 use crate::observe::audit::{Audit, Event};
 use crate::server::surroundings_at_start;
-use crate::store::Users;
-use crate::store::sessions::{Sessions, end_user, find_with_generation, last_expiry, local_subject};
+use crate::store::sessions::{Seen, Sessions, end_user, find_with_generation, last_expiry, local_subject};
 use crate::token::revoked::Key;
 use crate::token::{Session, TokenError, decode_without_verifying};
 
@@ -103,9 +102,17 @@ async fn issue(snapshot: &Snapshot, username: &str, ttl: Option<&str>) -> Result
     };
     let users = open_users(snapshot).await?;
     let sessions = open_sessions(snapshot).await?;
-    let found = find_with_generation(&users, username, async |user| sessions.generation(user).await).await;
+    let found = find_with_generation(&*users, username, async |user| sessions.generation(user).await).await;
+    let noted = match &found {
+        // A change in the CMS is to end this token, too.
+        Ok(Some((user, _))) if !users.is_own() => {
+            sessions.note(Seen::of(user, snapshot.sessions_end(now()))).await
+        }
+        _ => Ok(()),
+    };
     users.close().await;
     sessions.close().await;
+    noted?;
     let (user, generation) =
         found?.ok_or_else(|| CliError::failed(format!("there is no user '{username}'")))?;
     if user.disabled {
@@ -165,7 +172,7 @@ async fn revoke_in(
                         name.escape_debug()
                     ))
                 })?;
-                (local_subject(user.id), user.username)
+                (local_subject(&user.id), user.username)
             }
         };
         let told = format!("all tokens of '{}' are revoked", name.escape_debug());

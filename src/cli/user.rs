@@ -12,7 +12,7 @@ use crate::{
         password::{Hasher, MAX_PASSWORD_BYTES, NewPassword, Password},
     },
     observe::audit::UserChange,
-    store::{NewUser, UserRecord, Username, Users},
+    store::{LocalUsers, NewUser, UserRecord, Username},
 };
 use clap::Subcommand;
 use comfy_table::{ContentArrangement, Table, presets};
@@ -150,7 +150,7 @@ impl UserCommand {
 /// changed then.
 pub async fn run(
     command: UserCommand,
-    users: &dyn Users,
+    users: &dyn LocalUsers,
     roles: &[String],
     hashes: &HashPolicy,
     out: &mut dyn Write,
@@ -183,7 +183,7 @@ impl Input for Process {
 
 async fn run_with(
     command: UserCommand,
-    users: &dyn Users,
+    users: &dyn LocalUsers,
     roles: &[String],
     hashes: &HashPolicy,
     out: &mut dyn Write,
@@ -273,7 +273,7 @@ pub(super) fn counted(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-async fn existing(users: &dyn Users, username: &str) -> Result<UserRecord, CliError> {
+async fn existing(users: &dyn LocalUsers, username: &str) -> Result<UserRecord, CliError> {
     if let Some(user) = users.find(username).await? {
         return Ok(user);
     }
@@ -362,7 +362,7 @@ fn list_json(users: &[UserRecord], out: &mut dyn Write) -> io::Result<()> {
         .iter()
         .map(|user| {
             json!({
-                "id": user.id,
+                "id": Value::from(&user.id),
                 "username": user.username,
                 "role": user.role,
                 "name": user.name,
@@ -537,7 +537,10 @@ fn draft(line: &[u8], roles: &[String], hashes: &HashPolicy) -> Result<Draft, St
 }
 
 /// Adds all or, with every bad line in the error, none; answers how many.
-async fn import(lines: Vec<(usize, Result<Draft, String>)>, users: &dyn Users) -> Result<usize, CliError> {
+async fn import(
+    lines: Vec<(usize, Result<Draft, String>)>,
+    users: &dyn LocalUsers,
+) -> Result<usize, CliError> {
     let total = lines.len();
     // Folded as the store folds: ASCII only.
     let fold = |name: &str| name.to_ascii_lowercase();
@@ -631,7 +634,10 @@ fn collect(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{login::password::Verdict, store::sqlite::SqliteUsers};
+    use crate::{
+        login::password::Verdict,
+        store::{Users, sqlite::SqliteUsers},
+    };
     use clap::Parser;
     use std::collections::VecDeque;
 

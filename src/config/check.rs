@@ -193,7 +193,11 @@ impl<'a> Check<'a> {
 
     /// Where in its value's first line a reference stands.
     fn place_of(&self, reference: &str, at: Position) -> Position {
-        let line = (at.line as usize).checked_sub(1).and_then(|index| self.lines.get(index));
+        let index = (at.line as usize).checked_sub(1);
+        let line = match at.preset() {
+            None => index.and_then(|index| self.lines.get(index).copied()),
+            Some(preset) => index.and_then(|index| preset.text().lines().nth(index)),
+        };
         let before = at.column.saturating_sub(1) as usize;
         let column = line.and_then(|line| {
             let rest: usize = line.chars().take(before).map(char::len_utf8).sum();

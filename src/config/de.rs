@@ -14,7 +14,8 @@ use serde::de::value::StrDeserializer;
 use serde::de::{self, DeserializeSeed, IntoDeserializer, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::diagnostic::Position;
+use super::diagnostic::{Origin, Position};
+use super::preset::Preset;
 use super::yaml::{Key, Kind, Node};
 
 /// A value and where it stands, so that whoever finds fault with it later can say so.
@@ -72,6 +73,26 @@ impl<T: JsonSchema> JsonSchema for At<T> {
     }
 }
 
+/// An origin as the number that goes with a place through serde.
+fn encode(origin: Origin) -> u32 {
+    match origin {
+        Origin::Nowhere => 0,
+        Origin::File => 1,
+        Origin::Preset(preset) => {
+            2 + Preset::ALL.iter().zip(0..).find_map(|(one, n)| (*one == preset).then_some(n)).unwrap_or(0)
+        }
+    }
+}
+
+fn decode(number: u32) -> Origin {
+    let preset = |number: u32| Preset::ALL.get(usize::try_from(number).unwrap_or(usize::MAX)).copied();
+    match number {
+        0 => Origin::Nowhere,
+        1 => Origin::File,
+        _ => preset(number - 2).map_or(Origin::Nowhere, Origin::Preset),
+    }
+}
+
 /// The name under which [`At`] asks for a place; no type of anybody's is called so.
 const AT: &str = "$at";
 
@@ -88,10 +109,11 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
 
             fn visit_seq<A: de::SeqAccess<'de>>(self, mut parts: A) -> Result<At<T>, A::Error> {
                 let missing = || de::Error::custom("no place");
+                let origin: u32 = parts.next_element()?.ok_or_else(missing)?;
                 let line = parts.next_element()?.ok_or_else(missing)?;
                 let column = parts.next_element()?.ok_or_else(missing)?;
                 let value = parts.next_element()?.ok_or_else(missing)?;
-                Ok(At { value, at: Position { line, column } })
+                Ok(At { value, at: Position { origin: decode(origin), line, column } })
             }
         }
 
@@ -290,9 +312,10 @@ impl<'de, D: Deserializer<'de, Error = Misfit> + Copy> de::SeqAccess<'de> for Pl
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Misfit> {
         self.part += 1;
         match self.part {
-            1 => seed.deserialize(self.at.line.into_deserializer()).map(Some),
-            2 => seed.deserialize(self.at.column.into_deserializer()).map(Some),
-            3 => seed.deserialize(self.value).map(Some),
+            1 => seed.deserialize(encode(self.at.origin).into_deserializer()).map(Some),
+            2 => seed.deserialize(self.at.line.into_deserializer()).map(Some),
+            3 => seed.deserialize(self.at.column.into_deserializer()).map(Some),
+            4 => seed.deserialize(self.value).map(Some),
             _ => Ok(None),
         }
     }

@@ -8,25 +8,72 @@
 use std::fmt;
 
 use super::Source;
+use super::preset::Preset;
+use super::query::QueryError;
 use super::value::ValueError;
 use crate::policy::method::MethodError;
 use crate::policy::pattern::PatternError;
 
-/// A place in the file: line and column, both from 1, the column in characters.
+/// The text that a place is in. In order of weight: of two places that contradict each other, the one that
+/// somebody can change is named.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Origin {
+    /// A default.
+    #[default]
+    Nowhere,
+    /// The preset that the file names.
+    Preset(Preset),
+    /// The file itself.
+    File,
+}
+
+/// A place in the file or its preset: line and column, both from 1, the column in characters.
 ///
-/// 0:0 is "nowhere in the file" and belongs to values that were filled in by default.
+/// 0:0 is nowhere and belongs to values that were filled in by default.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Position {
-    /// From 1; 0 when the value is not in the file.
+    /// Of which text.
+    pub origin: Origin,
+    /// From 1; 0 when the value is not written anywhere.
     pub line: u32,
-    /// In characters, from 1; 0 when the value is not in the file.
+    /// In characters, from 1; 0 when the value is not written anywhere.
     pub column: u32,
 }
 
 impl Position {
+    /// A place in the file.
+    pub const fn in_file(line: u32, column: u32) -> Position {
+        Position { origin: Origin::File, line, column }
+    }
+
     /// The place, unless it is that of a default.
     pub fn known(self) -> Option<Position> {
         (self.line > 0).then_some(self)
+    }
+
+    /// The preset that it is in, unless it is in the file.
+    pub fn preset(self) -> Option<Preset> {
+        match self.origin {
+            Origin::Preset(preset) => Some(preset),
+            Origin::Nowhere | Origin::File => None,
+        }
+    }
+
+    /// `7`, or `7 of the preset wordpress`: what goes behind the word "line".
+    pub fn line_in_words(self) -> String {
+        match self.preset() {
+            None => self.line.to_string(),
+            Some(preset) => format!("{} of the preset {}", self.line, preset.name()),
+        }
+    }
+
+    /// `gateway.yaml:7:3`, or `preset wordpress:7:3`; `file` is the file's name.
+    pub fn with_name(self, file: &str) -> String {
+        let (line, column) = (self.line, self.column);
+        match self.preset() {
+            None => format!("{file}:{line}:{column}"),
+            Some(preset) => format!("preset {}:{line}:{column}", preset.name()),
+        }
     }
 }
 
@@ -146,6 +193,12 @@ pub enum Problem {
     AlgorithmNeedsSecret { algorithm: String },
     /// A secret with an algorithm that wants a key pair.
     AlgorithmNeedsKeys { algorithm: String },
+    /// Assertions that only somebody with the signing secret could check.
+    AssertionNeedsKeys { algorithm: String },
+    /// Assertions for an upstream that the gateway does not know.
+    AssertionForWhom,
+    /// Assertions for the audience of login tokens.
+    AssertionAudience { audience: String },
     /// A trusted issuer's algorithm and its kind of key that do not go together.
     AlgorithmAndSource { algorithm: String, source: &'static str },
     /// `shutdown.drain` reaches past `shutdown.timeout`.
@@ -174,10 +227,18 @@ pub enum Problem {
     NoRules,
     /// Password hashes that anybody who reads the table can turn into passwords are let in. `key`: by which.
     WeakHashes { key: &'static str },
+    /// `users.query` is not one SELECT for one name.
+    UserQuery { why: QueryError },
+    /// A key of `users` without the one that it needs.
+    UsersNeed { key: &'static str, needs: &'static str },
     /// An `expect` case that does not hold. `rule`: the one that decides otherwise.
     ExpectationFailed { expected: String, found: String, rule: Option<Position> },
     /// The signing keys cannot be used; a sentence.
     Keys { what: String },
+    /// A certificate, its key, or a CA cannot be used; a sentence.
+    Certificate { what: String },
+    /// `client_auth` and no CA that could vouch for anybody.
+    ClientAuthWithoutCa,
     /// A trusted issuer's keys cannot be used, or not all of them; a sentence.
     TrustedKeys { what: String },
     /// A fault of this program: the checked tree did not fit its types.
@@ -229,8 +290,8 @@ fn mask_passwords(text: &str) -> String {
     while let Some(start) = rest.find("://") {
         let (before, after) = rest.split_at(start + 3);
         masked.push_str(before);
-        // A password may hold anything but a slash; the last `@` before one ends it.
-        let end = after.find(|c: char| c == '/' || c.is_whitespace()).unwrap_or(after.len());
+        // A password may hold anything, if somebody forgot to encode it; the last `@` ends it.
+        let end = after.find(char::is_whitespace).unwrap_or(after.len());
         let user_info = after[..end].rfind('@').and_then(|at| after[..at].find(':').map(|colon| (colon, at)));
         match user_info {
             Some((colon, at)) => {
@@ -320,7 +381,7 @@ impl fmt::Display for Problem {
                 }
             }
             Problem::DuplicateKey { key, first } => {
-                write!(f, "the key '{}' stands here a second time, first in line {}", tidy(key), first.line)
+                write!(f, "the key '{}' stands here a second time, first in line {}", tidy(key), first.line_in_words())
             }
             Problem::MissingKey { key, within } if within.is_empty() => {
                 write!(f, "the key '{key}' is missing")
@@ -354,7 +415,7 @@ impl fmt::Display for Problem {
             },
             Problem::Value { key, value, why } => write!(f, "'{key}': {value} {why}"),
             Problem::DuplicateItem { value, first } => {
-                write!(f, "{value} is listed a second time, first in line {}", first.line)
+                write!(f, "{value} is listed a second time, first in line {}", first.line_in_words())
             }
             Problem::NotExactlyOne { of, found } if found.is_empty() => {
                 write!(f, "one of the keys {} is missing", either(&quoted(of)))
@@ -409,9 +470,25 @@ impl fmt::Display for Problem {
             Problem::AlgorithmNeedsSecret { algorithm } => {
                 write!(f, "{algorithm} signs with a secret: give it as 'keys: {{ secret: ${{JWT_SECRET}} }}'")
             }
+            Problem::ClientAuthWithoutCa => f.write_str(
+                "'client_auth' needs 'client_ca': the file with the CA whose certificates count",
+            ),
             Problem::AlgorithmNeedsKeys { algorithm } => write!(
                 f,
                 "{algorithm} signs with a key pair: 'keys' must be a folder, or 'algorithm' one of HS256, HS384 or HS512"
+            ),
+            Problem::AssertionNeedsKeys { algorithm } => write!(
+                f,
+                "an assertion signed with {algorithm} could only be checked by whoever can make login tokens: \
+                 'tokens.algorithm' must be one with a key pair, such as EdDSA"
+            ),
+            Problem::AssertionForWhom => {
+                f.write_str("without 'upstream', an assertion needs an 'audience': write a mapping with 'header' and 'audience'")
+            }
+            Problem::AssertionAudience { audience } => write!(
+                f,
+                "assertions cannot have the audience of login tokens, '{}': name the upstream by another",
+                tidy(audience)
             ),
             Problem::AlgorithmAndSource { algorithm, source } => {
                 write!(f, "{algorithm} cannot be verified with {source}")
@@ -424,7 +501,8 @@ impl fmt::Display for Problem {
             Problem::Methods { why } => why.fmt(f),
             Problem::RulesTie { other, method } => {
                 let what = method.as_ref().map_or("every method".to_owned(), |method| method.clone());
-                write!(f, "ties with the rule in line {}: both are for the same paths and {what}", other.line)
+                let line = other.line_in_words();
+                write!(f, "ties with the rule in line {line}: both are for the same paths and {what}")
             }
             Problem::CoversEndpoint { path } => {
                 write!(f, "'{path}' belongs to the gateway itself; no rule can be for it")
@@ -438,9 +516,11 @@ impl fmt::Display for Problem {
             Problem::BodyCouldCarry { laxer } => write!(
                 f,
                 "bodies are not read: a POST, for which the rule in line {} asks less, may carry these parameters too",
-                laxer.line
+                laxer.line_in_words()
             ),
             Problem::NoRules => f.write_str("there are no rules, so every request is refused"),
+            Problem::UserQuery { why } => write!(f, "'users.query' {why}"),
+            Problem::UsersNeed { key, needs } => write!(f, "{key} needs {needs}"),
             Problem::WeakHashes { key } => write!(
                 f,
                 "'{key}' lets in password hashes that are not stretched: whoever reads the table finds most of \
@@ -448,9 +528,9 @@ impl fmt::Display for Problem {
             ),
             Problem::ExpectationFailed { expected, found, rule } => {
                 write!(f, "expected {expected}, but it is {found}")?;
-                rule.map_or(Ok(()), |rule| write!(f, " by the rule in line {}", rule.line))
+                rule.map_or(Ok(()), |rule| write!(f, " by the rule in line {}", rule.line_in_words()))
             }
-            Problem::Keys { what } | Problem::TrustedKeys { what } => f.write_str(what),
+            Problem::Keys { what } | Problem::Certificate { what } | Problem::TrustedKeys { what } => f.write_str(what),
             Problem::SamePath { path } => write!(
                 f,
                 "'{path}' is the path of two endpoints: 'login.path', 'login.logout' and 'login.rotate' must differ"
@@ -470,7 +550,7 @@ impl fmt::Display for Problem {
 
 /// "of line 7", or of no line.
 fn of(place: Position) -> String {
-    place.known().map_or("of a default".into(), |place| format!("of line {}", place.line))
+    place.known().map_or("of a default".into(), |place| format!("of line {}", place.line_in_words()))
 }
 
 fn quoted(names: &[String]) -> Vec<String> {
@@ -545,14 +625,23 @@ fn render_one(out: &mut String, diagnostic: &Diagnostic, source: &Source, lines:
     let (bold, red, yellow, dim, reset) =
         (paint("\x1b[1m"), paint("\x1b[31m"), paint("\x1b[33m"), paint("\x1b[2m"), paint("\x1b[0m"));
     let tone = if diagnostic.severity == Severity::Error { red } else { yellow };
-    let place = diagnostic.at.map_or(String::new(), |at| format!("{}:{}:", at.line, at.column));
-    out.push_str(&format!("{bold}{}:{place}{reset} ", tidy(&source.name)));
+    let name = tidy(&source.name);
+    let place = diagnostic.at.map_or(name.clone(), |at| at.with_name(&name));
+    out.push_str(&format!("{bold}{place}:{reset} "));
     if diagnostic.severity == Severity::Warning {
         out.push_str(&format!("{tone}warning:{reset} "));
     }
     out.push_str(&format!("{}\n", diagnostic.problem));
 
     let Some(at) = diagnostic.at else { return };
+    let preset: Vec<&str>;
+    let lines = match at.preset() {
+        None => lines,
+        Some(named) => {
+            preset = self::lines(named.text()).collect();
+            &preset
+        }
+    };
     let index = at.line as usize - 1;
     if index >= lines.len() {
         return;

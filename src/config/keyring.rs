@@ -183,10 +183,7 @@ fn read_key(path: &Path, algorithm: Algorithm) -> Result<RingKey, KeyringError> 
     if !metadata.is_file() || metadata.len() > MAX_KEY_BYTES {
         return Err(KeyringError(format!("'{}' is not a key file", path.display())));
     }
-    if metadata.permissions().mode() & 0o004 != 0 {
-        let path = path.display();
-        return Err(KeyringError(format!("everybody may read the key '{path}': run 'chmod o-rwx {path}'")));
-    }
+    refuse_if_anybody_reads(path, &metadata)?;
     let pem = fs::read_to_string(path).map_err(|error| failed("read the key", path, &error))?;
     let key = SigningKey::from_pkcs8_pem(kid, &pem, algorithm)
         .map_err(|error| KeyringError(format!("the key '{}' cannot be used: {error}", path.display())))?;
@@ -201,6 +198,15 @@ fn read_key(path: &Path, algorithm: Algorithm) -> Result<RingKey, KeyringError> 
         // Whoever copies a file may keep its date; when it came to lie here is the inode's.
         began: signs_from.unwrap_or(date(metadata.ctime().max(metadata.mtime()))),
     })
+}
+
+/// A private key that everybody on the machine may read is nobody's.
+pub(super) fn refuse_if_anybody_reads(path: &Path, metadata: &fs::Metadata) -> Result<(), KeyringError> {
+    if metadata.permissions().mode() & 0o004 == 0 {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(KeyringError(format!("everybody may read the key '{path}': run 'chmod o-rwx {path}'")))
 }
 
 /// The time behind `name` above the PEM section, in Unix seconds.

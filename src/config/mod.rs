@@ -5,12 +5,15 @@
 //! read into the raw types (`de`, `raw`). All problems are found in one go and told in the file's order
 //! (`diagnostic`). Not here: rules, keys and everything else that the values stand for (`snapshot`).
 
+pub mod certificates;
 mod check;
 mod de;
 pub mod diagnostic;
 mod forms;
 pub mod keyring;
 mod network;
+pub mod preset;
+pub mod query;
 pub mod raw;
 pub mod recipe;
 mod reference;
@@ -27,7 +30,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-pub use diagnostic::{Diagnostic, Diagnostics, Position, Problem, Severity};
+pub use diagnostic::{Diagnostic, Diagnostics, Origin, Position, Problem, Severity};
+pub use preset::{Filled, Preset};
 pub use raw::{At, Raw};
 pub use schema::json_schema;
 
@@ -75,6 +79,8 @@ pub struct Reading {
     pub files: Vec<PathBuf>,
     /// Top-level keys that something was left out of: what `raw` holds there is not what the file says.
     pub incomplete: BTreeSet<String>,
+    /// What its preset has filled in, where it names one.
+    pub filled: Option<Filled>,
 }
 
 /// Reads a file as far as it goes. For whoever has more to check and wants to report everything at once.
@@ -89,10 +95,19 @@ pub fn read(source: &Source, env: &dyn Fn(&str) -> Option<String>) -> Reading {
                 diagnostics: Diagnostics::new(vec![*diagnostic]),
                 files: Vec::new(),
                 incomplete: BTreeSet::new(),
+                filled: None,
             };
         }
     };
-    let lookup = reference::Lookup { folder: &source.folder, env, files: Vec::new() };
+    let mut lookup = reference::Lookup { folder: &source.folder, env, files: Vec::new() };
+    // Before the check, which sees one tree: to it, what the preset says is as good as written. A name that
+    // is none, or that a reference fails to give, is the check's to report.
+    let named = preset::named_in(&tree).map(str::to_owned);
+    let named = named.and_then(|named| match lookup.interpolate(&named, reference::Surroundings::Plain) {
+        Ok(other) => Some(other.unwrap_or(named)),
+        Err(_) => None,
+    });
+    let filled = named.and_then(|named| preset::fill_in(&mut tree, &named));
     let mut check = check::Check::new(diagnostic::lines(&source.text).collect(), lookup);
     let readable = check.root(&mut tree, schema::root());
     let raw = readable.then(|| Raw::deserialize(&tree)).and_then(|raw| {
@@ -109,6 +124,7 @@ pub fn read(source: &Source, env: &dyn Fn(&str) -> Option<String>) -> Reading {
         diagnostics: Diagnostics::new(check.found),
         files: check.lookup.files,
         incomplete: check.incomplete,
+        filled,
     }
 }
 
@@ -180,8 +196,8 @@ mod tests {
             (upstream.url.to_string().as_str(), upstream.max_connections.value),
             ("http://127.0.0.1:3000", 1024)
         );
-        assert_eq!(upstream.url.at, Position { line: 2, column: 11 });
-        assert_eq!(raw.rules[1].allow.at, Position { line: 6, column: 54 });
+        assert_eq!(upstream.url.at, Position::in_file(2, 11));
+        assert_eq!(raw.rules[1].allow.at, Position::in_file(6, 54));
         assert_eq!(
             raw.rules[1].methods.as_ref().map(|methods| methods.0[0].as_str().to_owned()),
             Some("GET".into())
@@ -264,8 +280,8 @@ log: { format: json, level: debug, access: false }
             ),
             ("rules: [{ path: /a }]", "3:9: the key 'allow' is missing in 'rules'"),
             (
-                "tls: { cert: a, key: b }",
-                "3:1: unknown key 'tls'; known here: listen, admin, forward_auth, workers, state, trusted_proxies, proxy_protocol, upstream, roles, rules, expect, paths, identity, tokens, login, errors, users, sessions, cors_preflight, limits, shutdown, log",
+                "xyzzy: { cert: a, key: b }",
+                "3:1: unknown key 'xyzzy'; known here: preset, listen, tls, socket_mode, admin, forward_auth, workers, state, trusted_proxies, proxy_protocol, upstream, roles, rules, expect, paths, identity, tokens, login, errors, users, sessions, cors_preflight, limits, shutdown, log",
             ),
             // Load balancers.
             (
@@ -294,7 +310,7 @@ log: { format: json, level: debug, access: false }
             ("rules:", "3:6: 'rules' must be a list, not nothing; give it a value or leave the key out"),
             (
                 "listen: 8080",
-                "3:9: 'listen' must be an address such as 127.0.0.1:8080 or a list, not a number",
+                "3:9: 'listen' must be an address such as 0.0.0.0:8080 or unix:/run/portcullis.sock or a list, not a number",
             ),
             ("log: { access: yes }", "3:16: 'log.access' must be true or false, not a text"),
             (
@@ -357,16 +373,37 @@ log: { format: json, level: debug, access: false }
                 "3:25: 'limits.header_bytes': '1KiB' is less than 8KiB, the least allowed here",
             ),
             (
+                "listen: 'unix:'",
+                "3:9: 'listen': 'unix:' names no file: write unix:path, such as unix:/run/portcullis.sock",
+            ),
+            (
+                "listen: 'systemd:'",
+                "3:9: 'listen': 'systemd:' names no socket: write systemd, or systemd:name with its FileDescriptorName=",
+            ),
+            (
+                "listen: unix:/x:80/",
+                "3:9: 'listen': 'unix:/x:80/' names no file: write unix:path, such as unix:/run/portcullis.sock",
+            ),
+            (
+                "socket_mode: '0100'",
+                "3:14: 'socket_mode': '0100' is not a socket's mode: write four octal digits in quotes, '0660' or the like",
+            ),
+            ("socket_mode: 660", "3:14: 'socket_mode' must be a mode such as '0660', not a number"),
+            (
+                "tls: { cert: a, key: b, client_auth: required }",
+                "3:38: 'client_auth' needs 'client_ca': the file with the CA whose certificates count",
+            ),
+            (
                 "listen: localhost",
-                "3:9: 'listen': 'localhost' is not an address: write host:port, such as 0.0.0.0:8080 or [::]:8080",
+                "3:9: 'listen': 'localhost' is not an address: write host:port, such as 0.0.0.0:8080 or [::]:8080, unix:path, or systemd",
             ),
             (
                 "listen: 0.0.0.0:80800",
-                "3:9: 'listen': '0.0.0.0:80800' is not an address: write host:port, such as 0.0.0.0:8080 or [::]:8080",
+                "3:9: 'listen': '0.0.0.0:80800' is not an address: write host:port, such as 0.0.0.0:8080 or [::]:8080, unix:path, or systemd",
             ),
             (
                 "trusted_proxies: [10.0.0.0/33]",
-                "3:19: 'trusted_proxies': '10.0.0.0/33' is neither a network such as 10.0.0.0/8 nor an address",
+                "3:19: 'trusted_proxies': '10.0.0.0/33' is neither a network such as 10.0.0.0/8 nor an address, nor unix",
             ),
             (
                 "identity: { id: X Auth }",
@@ -409,8 +446,20 @@ log: { format: json, level: debug, access: false }
                 "3:20: 'login.origins': '*' is not an origin: write scheme, host and perhaps port, such as https://app.example.org",
             ),
             (
-                "users: postgres://db/users",
-                "3:8: 'users': 'postgres://db/users' is not a user store: write sqlite:FILE, such as sqlite:portcullis.db",
+                "users: redis://db/users",
+                "3:8: 'users': 'redis://db/users' is not a user store: write sqlite:FILE, such as sqlite:portcullis.db, or postgres://… or mysql://… with a 'query', or htpasswd:FILE",
+            ),
+            (
+                "users: postgres://cms:pw@db",
+                "3:8: 'users': 'postgres://cms:***@db' is not a database's URL: write postgres://user:password@host:port/database, or mysql://…, with every other character than letters and digits of a password as %XX",
+            ),
+            (
+                "users: mysql://cms:p/w@db/cms",
+                "3:8: 'users': 'mysql://cms:***@db/cms' names no database: write it after the host, as in …@host:port/database",
+            ),
+            (
+                "users: { store: 'mysql://db/cms?x=1' }",
+                "3:17: 'users.store': 'mysql://db/cms?x=1' has an unknown parameter; known here: ssl-mode, ssl-ca, ssl-cert, ssl-key, charset, collation, socket",
             ),
             (
                 "sessions: redis",
@@ -494,6 +543,31 @@ log: { format: json, level: debug, access: false }
                 "shutdown: { drain: 30s }",
                 "3:20: 'shutdown.drain' reaches past 'shutdown.timeout', and both count from the signal to stop",
             ),
+            // Assertions.
+            (
+                "identity: { assertion: X-A }\ntokens: { algorithm: HS256, keys: { secret: ${JWT_SECRET} } }",
+                "4:22: an assertion signed with HS256 could only be checked by whoever can make login tokens: 'tokens.algorithm' must be one with a key pair, such as EdDSA",
+            ),
+            (
+                "identity: { assertion: { header: X-A, audience: portcullis } }",
+                "3:49: assertions cannot have the audience of login tokens, 'portcullis': name the upstream by another",
+            ),
+            (
+                "identity: { assertion: X-A }\ntokens: { audience: 'http://cms:3000' }",
+                "4:21: assertions cannot have the audience of login tokens, 'http://cms:3000': name the upstream by another",
+            ),
+            (
+                "identity: { assertion: X-Auth-User }",
+                "3:24: an upstream could take the header 'X-Auth-User' for 'X-Auth-User' of a default; identity headers must differ",
+            ),
+            (
+                "identity: { assertion: { header: X-A, ttl: 1s } }",
+                "3:44: 'identity.assertion.ttl': '1s' is less than 10s, the least allowed here",
+            ),
+            (
+                "identity: { assertion: { ttl: 60s } }",
+                "3:24: the key 'header' is missing in 'identity.assertion'",
+            ),
             // References.
             ("state: ${GONE}", "3:8: the environment variable 'GONE' is not set"),
             ("state: a-${GONE}", "3:10: the environment variable 'GONE' is not set"),
@@ -539,6 +613,22 @@ log: { format: json, level: debug, access: false }
     }
 
     #[test]
+    fn an_assertion_says_for_whom_it_is() {
+        let file = |assertion: &str| {
+            format!(
+                "roles: [A]\nforward_auth: 127.0.0.1:1\nidentity: {{ assertion: {assertion} }}\nrules: []\n"
+            )
+        };
+        assert_eq!(
+            messages(&file("X-A")),
+            [
+                "3:24: without 'upstream', an assertion needs an 'audience': write a mapping with 'header' and 'audience'"
+            ]
+        );
+        assert_eq!(messages(&file("{ header: X-A, audience: cms }")), [""; 0]);
+    }
+
+    #[test]
     fn an_upstream_says_what_it_cannot_be() {
         for (url, why) in [
             ("cms:3000", "'cms:3000' is not a URL: it must begin with http://"),
@@ -570,7 +660,7 @@ log: { format: json, level: debug, access: false }
             messages(text),
             [
                 "1:1: the key 'upstream' is missing",
-                "1:9: 'listen' must be an address such as 127.0.0.1:8080 or a list, not a number",
+                "1:9: 'listen' must be an address such as 0.0.0.0:8080 or unix:/run/portcullis.sock or a list, not a number",
                 "2:17: 'roles': 'public' is a reserved word of rules and cannot be a role",
                 "2:25: 'Viewer' is listed a second time, first in line 2",
                 "2:33: 'roles' must be a role's name, not a number; write it in quotes",
@@ -578,7 +668,7 @@ log: { format: json, level: debug, access: false }
                 "5:32: unknown key 'extra'; known here: path, methods, query, allow, mode",
                 "6:5: the key 'allow' is missing in 'rules'",
                 "7:15: the environment variable 'GONE' is not set",
-                "8:8: 'users': 'x' is not a user store: write sqlite:FILE, such as sqlite:portcullis.db",
+                "8:8: 'users': 'x' is not a user store: write sqlite:FILE, such as sqlite:portcullis.db, or postgres://… or mysql://… with a 'query', or htpasswd:FILE",
             ]
         );
         let reading = read(&source(text), &environment);
@@ -686,7 +776,9 @@ log: { format: json, level: debug, access: false }
             "tokens: { trust: [{ issuer: a, audience: b, jwks: 'https://me:hunter2@x' }] }",
             "tokens: { keys: { secret: [hunter2] } }",
             "tokens: { keys: { secret: { hunter2: hunter2 } } }",
-            "users: postgres://me:hunter2@db/x",
+            "users: redis://me:hunter2@db/x",
+            "users: postgres://me:hunter2/@db/x",
+            "users: { store: 'postgres://me:hunter2/x@db' }",
             "tokens: { keys: { secret: off hunter2, bad: 1 } }",
             "tokens: { keys: { secret: $abc hunter2, bad: 1 } }",
             "tokens: { keys: { secret: 'false hunter2', bad: 1 } }",

@@ -1,7 +1,7 @@
 //! Addresses, networks and URLs of `gateway.yaml`.
 //!
-//! Hosts are checked by form only (RFC 3986 §3.2.2) and never looked up here. None of them may hold a user
-//! name or a password. Not here: binding, connecting, resolving.
+//! Hosts are checked by form only (RFC 3986 §3.2.2) and never looked up here. Only a database's URL may hold a
+//! user name and a password, and never shows the latter. Not here: binding, connecting, resolving.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -45,6 +45,103 @@ impl fmt::Display for Address {
 
 text_value!(Address);
 
+/// Where clients connect: a TCP address, a Unix socket, or sockets that systemd has opened.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum ListenAddress {
+    /// `host:port`.
+    Tcp(Address),
+    /// `unix:path`; a relative path means beside the configuration.
+    Unix(PathBuf),
+    /// `systemd` is every socket that was handed over, `systemd:name` those with that `FileDescriptorName=`.
+    Systemd(Option<String>),
+}
+
+/// The mode of a Unix socket, as `chmod` takes it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct FileMode(pub u32);
+
+impl Value for FileMode {
+    const NAME: &'static str = "file-mode";
+    const WHAT: &'static str = "a mode such as '0660'";
+
+    fn parse(text: &str) -> Result<Self, ValueError> {
+        let digits =
+            text.len() == 4 && text.starts_with('0') && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
+        let mode = digits.then(|| u32::from_str_radix(text, 8).ok()).flatten();
+        // Connecting takes the right to write (unix(7)); without the owner's the gateway could not look after it.
+        mode.filter(|mode| mode & 0o600 == 0o600).map(FileMode).ok_or(ValueError::Form(
+            "is not a socket's mode: write four octal digits in quotes, '0660' or the like",
+        ))
+    }
+}
+
+impl fmt::Display for FileMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+text_value!(FileMode);
+
+/// The longest path of a Unix socket: what `sun_path` holds on the smallest system, less the NUL.
+const LONGEST_SOCKET_PATH: usize = 103;
+
+impl Value for ListenAddress {
+    const NAME: &'static str = "listen-address";
+    const WHAT: &'static str = "an address such as 0.0.0.0:8080 or unix:/run/portcullis.sock";
+
+    fn parse(text: &str) -> Result<Self, ValueError> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            if path.is_empty() || path.ends_with('/') || path.contains('\0') {
+                return Err(ValueError::Form(
+                    "names no file: write unix:path, such as unix:/run/portcullis.sock",
+                ));
+            }
+            if path.len() > LONGEST_SOCKET_PATH {
+                return Err(ValueError::Form("is too long: the path of a Unix socket has at most 103 bytes"));
+            }
+            return Ok(ListenAddress::Unix(PathBuf::from(path)));
+        }
+        match text.strip_prefix("systemd") {
+            Some("") => return Ok(ListenAddress::Systemd(None)),
+            Some(rest) if rest.starts_with(':') => {
+                let name = &rest[1..];
+                // What systemd.socket(5) takes for FileDescriptorName=.
+                let fits = name.bytes().all(|b| b.is_ascii_graphic() && b != b':');
+                return if fits
+                    && !name.is_empty()
+                    && name.len() <= 255
+                    && !name.bytes().all(|b| b.is_ascii_digit())
+                {
+                    Ok(ListenAddress::Systemd(Some(name.to_owned())))
+                } else {
+                    Err(ValueError::Form(
+                        "names no socket: write systemd, or systemd:name with its FileDescriptorName=",
+                    ))
+                };
+            }
+            _ => {}
+        }
+        const FORM: ValueError = ValueError::Form(
+            "is not an address: write host:port, such as 0.0.0.0:8080 or [::]:8080, unix:path, or systemd",
+        );
+        Address::parse(text).map(ListenAddress::Tcp).map_err(|_| FORM)
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenAddress::Tcp(address) => address.fmt(f),
+            ListenAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+            ListenAddress::Systemd(None) => f.write_str("systemd"),
+            ListenAddress::Systemd(Some(name)) => write!(f, "systemd:{name}"),
+        }
+    }
+}
+
+text_value!(ListenAddress);
+
 fn write_host(f: &mut fmt::Formatter<'_>, host: &str) -> fmt::Result {
     if host.contains(':') { write!(f, "[{host}]") } else { f.write_str(host) }
 }
@@ -73,16 +170,23 @@ fn host(text: &str) -> Option<String> {
         .then(|| text.to_ascii_lowercase())
 }
 
-/// A network in CIDR form, or one address.
+/// A network in CIDR form, one address, or `unix`: whoever connects to a Unix socket.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Cidr(pub IpNet);
+
+/// The address that stands for the peer of a Unix socket, which has none: no packet comes from it (RFC 4291 §2.5.2).
+pub const UNIX_PEER: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 impl Value for Cidr {
     const NAME: &'static str = "cidr";
     const WHAT: &'static str = "a network such as 10.0.0.0/8";
 
     fn parse(text: &str) -> Result<Self, ValueError> {
-        const FORM: ValueError = ValueError::Form("is neither a network such as 10.0.0.0/8 nor an address");
+        const FORM: ValueError =
+            ValueError::Form("is neither a network such as 10.0.0.0/8 nor an address, nor unix");
+        if text == "unix" {
+            return Ok(Cidr(IpNet::from(UNIX_PEER)));
+        }
         let network =
             IpNet::from_str(text).or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| FORM)?;
         Ok(Cidr(network.trunc()))
@@ -91,6 +195,9 @@ impl Value for Cidr {
 
 impl fmt::Display for Cidr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == IpNet::from(UNIX_PEER) {
+            return f.write_str("unix");
+        }
         self.0.fmt(f)
     }
 }
@@ -205,6 +312,129 @@ impl fmt::Display for Origin {
 
 text_value!(Origin);
 
+/// A page of another server: `https://host[:port]/path`, or `http://…`, with no user name in it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HttpUrl(String);
+
+impl HttpUrl {
+    /// As written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Value for HttpUrl {
+    const NAME: &'static str = "http-url";
+    const WHAT: &'static str = "a URL such as http://127.0.0.1:3000/api/login";
+
+    fn parse(text: &str) -> Result<Self, ValueError> {
+        if !text.contains("://") {
+            return Err(ValueError::Form("is not a URL: it must begin with https:// or http://"));
+        }
+        JwksSource::parse(text).map(|_| HttpUrl(text.to_owned()))
+    }
+}
+
+impl fmt::Display for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+text_value!(HttpUrl);
+
+/// A database: `postgres://user:password@host:5432/database?sslmode=require`, or `mysql://…`, user, password and
+/// database percent-encoded where they hold more than letters and digits. Shown without password and parameters.
+#[derive(Clone, Eq, PartialEq)]
+pub struct DatabaseUrl(String);
+
+/// What may stand after the `?`, for PostgreSQL and for MySQL.
+const POSTGRES_PARAMETERS: [&str; 6] =
+    ["sslmode", "sslrootcert", "sslcert", "sslkey", "host", "application_name"];
+const MYSQL_PARAMETERS: [&str; 7] =
+    ["ssl-mode", "ssl-ca", "ssl-cert", "ssl-key", "charset", "collation", "socket"];
+
+impl DatabaseUrl {
+    /// The URL with its password. Secret.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Value for DatabaseUrl {
+    const NAME: &'static str = "database-url";
+    const WHAT: &'static str = "a URL such as postgres://cms:secret@127.0.0.1/cms";
+
+    fn parse(text: &str) -> Result<Self, ValueError> {
+        const FORM: ValueError = ValueError::Form(
+            "is not a database's URL: write postgres://user:password@host:port/database, or mysql://…, with every \
+             other character than letters and digits of a password as %XX",
+        );
+        let (scheme, rest) = text.split_once("://").ok_or(FORM)?;
+        if !text.bytes().all(|b| b.is_ascii_graphic()) || text.contains('#') {
+            return Err(FORM);
+        }
+        let (rest, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+        let (place, database) = rest.split_once('/').ok_or(FORM)?;
+        if database.is_empty() || database.contains('/') {
+            return Err(ValueError::Form(
+                "names no database: write it after the host, as in …@host:port/database",
+            ));
+        }
+        let postgres = scheme.starts_with("postgres");
+        let known: &[&str] = if postgres { &POSTGRES_PARAMETERS } else { &MYSQL_PARAMETERS };
+        let mut has_socket = false;
+        for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
+            let name = parameter.split_once('=').ok_or(FORM)?.0;
+            if !known.contains(&name) {
+                return Err(ValueError::Form(if postgres {
+                    "has an unknown parameter; known here: sslmode, sslrootcert, sslcert, sslkey, host, \
+                     application_name"
+                } else {
+                    "has an unknown parameter; known here: ssl-mode, ssl-ca, ssl-cert, ssl-key, charset, \
+                     collation, socket"
+                }));
+            }
+            has_socket |= matches!(name, "host" | "socket");
+        }
+        let (user, place) = place.rsplit_once('@').unwrap_or(("", place));
+        if user.contains('@') {
+            return Err(FORM);
+        }
+        if !(place.is_empty() && has_socket) {
+            authority(place, 1).map_err(|_| FORM)?;
+        }
+        // What its driver makes of the rest: the value of `sslmode`, for example.
+        let taken = if postgres {
+            sqlx::postgres::PgConnectOptions::from_str(text).map(drop)
+        } else {
+            sqlx::mysql::MySqlConnectOptions::from_str(text).map(drop)
+        };
+        taken.map_err(|_| FORM)?;
+        Ok(DatabaseUrl(text.to_owned()))
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, rest) = self.0.split_once("://").unwrap_or(("", &self.0));
+        let rest = rest.split_once('?').map_or(rest, |(rest, _)| rest);
+        match rest.rsplit_once('@') {
+            Some((user, place)) => {
+                let user = user.split_once(':').map_or(user, |(user, _)| user);
+                write!(f, "{scheme}://{user}@{place}")
+            }
+            None => write!(f, "{scheme}://{rest}"),
+        }
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DatabaseUrl({self})")
+    }
+}
+
 /// Where another issuer's public keys are: a URL to fetch, or a file beside the configuration.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum JwksSource {
@@ -249,3 +479,38 @@ impl fmt::Display for JwksSource {
 }
 
 text_value!(JwksSource);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_named_in_full_and_never_shows_its_password() {
+        for (text, shown) in [
+            ("postgres://cms:s3cret@127.0.0.1:5432/cms?sslmode=disable", "postgres://cms@127.0.0.1:5432/cms"),
+            ("mysql://cms:p%40ss%2Fword@db.example.org/wp", "mysql://cms@db.example.org/wp"),
+            ("mariadb://wp@[::1]:3306/wp?ssl-mode=REQUIRED", "mariadb://wp@[::1]:3306/wp"),
+            ("postgresql:///cms?host=/run/postgresql", "postgresql:///cms"),
+            ("mysql:///wp?socket=/run/mysqld/mysqld.sock", "mysql:///wp"),
+        ] {
+            let url = DatabaseUrl::parse(text).unwrap();
+            assert_eq!((url.to_string().as_str(), url.expose()), (shown, text));
+            assert!(!format!("{url:?}").contains("s3cret"));
+        }
+        for text in [
+            "postgres://cms:s3cret@127.0.0.1",
+            "postgres://cms:s3cret@127.0.0.1/",
+            "postgres://cms:s3#cret@127.0.0.1/cms",
+            "postgres://cms:s3/cret@127.0.0.1/cms",
+            "postgres://127.0.0.1:99999/cms",
+            "postgres:///cms",
+            "postgres://127.0.0.1/cms?sslmode=perhaps",
+            "postgres://127.0.0.1/cms?password=s3cret",
+            "mysql://127.0.0.1/cms?sslmode=REQUIRED&x",
+        ] {
+            let refused = DatabaseUrl::parse(text);
+            assert!(refused.is_err(), "{text}");
+            assert!(!format!("{refused:?}").contains("s3cret"));
+        }
+    }
+}

@@ -15,12 +15,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub use super::de::At;
 use super::diagnostic::{Diagnostic, Problem};
 pub use super::forms::{OneOrMany, OrFalse, OrOff, Pairs, Switch};
+use super::preset::Preset;
 use super::recipe::Recipe;
 use super::template::{ERROR_VARIABLES, LOGIN_VARIABLES, Template};
 use super::value::{
-    self, Address, Cidr, CookieName, DescribingHeader, Duration, ExpectedRequest, Extension, HeaderName,
-    HeaderValue, JwksSource, Method, Name, Origin, OwnPath, PublicKey, RoleName, Secret, SessionStore, Size,
-    UpstreamUrl, UserStore, Value,
+    self, Address, Cidr, CookieName, DescribingHeader, Duration, ExpectedRequest, Extension, FileMode,
+    HeaderName, HeaderValue, HttpUrl, JwksSource, ListenAddress, Method, Name, Origin, OwnPath, PublicKey,
+    RoleName, Secret, SessionStore, Size, TablePrefix, UpstreamUrl, UserStore, Value,
 };
 pub use crate::token::Algorithm;
 use crate::token::revoked::{MOST_LEEWAY, MOST_TTL};
@@ -36,8 +37,15 @@ const KIB: u64 = 1024;
 #[serde(default, deny_unknown_fields)]
 #[schemars(title = "gateway.yaml", extend("required" = ["roles"]))]
 pub struct Raw {
-    /// Where clients connect: `host:port`, or a list of such.
-    pub listen: OneOrMany<At<Address>>,
+    /// A CMS that is known: fills in roles, rules, identity and more where this file says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<At<Preset>>,
+    /// Where clients connect: `host:port`, `unix:path`, `systemd` (or `systemd:name`), or a list of such.
+    pub listen: OneOrMany<At<ListenAddress>>,
+    /// HTTPS and HTTP/2 for clients; false is plain HTTP. Unix sockets stay plain.
+    pub tls: OrFalse<Tls>,
+    /// Who may connect to the Unix sockets of `listen`: their mode, four octal digits.
+    pub socket_mode: At<FileMode>,
     /// Where probes, metrics and reloads are served; false turns it off. Never make it public.
     pub admin: OrFalse<At<Address>>,
     /// Where load balancers ask for a decision: `host:port`, or that with how they describe a request; false turns
@@ -49,7 +57,8 @@ pub struct Raw {
     pub workers: At<Workers>,
     /// The folder for what the gateway writes: its SQLite file and its keys. Relative to this file.
     pub state: At<Name>,
-    /// Networks whose `X-Forwarded-*` and PROXY protocol headers are believed.
+    /// Networks whose `X-Forwarded-*` and PROXY protocol headers are believed; `unix` is whoever connects to a Unix
+    /// socket.
     pub trusted_proxies: Vec<At<Cidr>>,
     /// Whether connections to `listen` from `trusted_proxies` begin with a PROXY protocol header; with `required`
     /// every connection has to, so nobody else can connect.
@@ -75,7 +84,7 @@ pub struct Raw {
     pub login: OrFalse<Login>,
     /// The gateway's own refusals.
     pub errors: Errors,
-    /// Where users are kept: `sqlite:FILE`, in `state`, or that with what is believed of its hashes.
+    /// Where users are kept: `sqlite:FILE`, in `state`; or the users of the CMS, where those are read.
     #[serde(deserialize_with = "users")]
     #[schemars(with = "UsersForm", extend("default" = "sqlite:portcullis.db"))]
     pub users: UserSettings,
@@ -94,7 +103,10 @@ pub struct Raw {
 impl Default for Raw {
     fn default() -> Self {
         Raw {
+            preset: None,
             listen: OneOrMany(vec![at("0.0.0.0:8080")]),
+            tls: OrFalse(None),
+            socket_mode: at("0660"),
             admin: OrFalse(Some(at("127.0.0.1:9090"))),
             forward_auth: OrFalse(None),
             workers: At::default(),
@@ -128,6 +140,87 @@ fn at<V: Value>(text: &str) -> At<V> {
 
 fn after<const MILLISECONDS: u64, const LEAST: u64, const MOST: u64>() -> At<Duration<LEAST, MOST>> {
     At::nowhere(Duration::of::<MILLISECONDS>())
+}
+
+/// What clients are served HTTPS with.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The certificate, PEM, with the intermediate ones behind it. Clients that ask for no known name get this one.
+    pub cert: At<Name>,
+    /// Its private key, PEM; not readable by everybody.
+    pub key: At<Name>,
+    /// Certificates for other names, chosen by the name that a client asks for.
+    #[serde(default)]
+    pub more: Vec<KeyPair>,
+    /// The CA, PEM, whose certificates clients show; no other client gets in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<At<Name>>,
+    /// Whether a client without a certificate gets in all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_auth: Option<At<ClientAuth>>,
+    /// An address where plain HTTP is redirected to HTTPS, or that with the port to name.
+    #[serde(default, deserialize_with = "redirect", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "RedirectForm", extend("default" = null))]
+    pub redirect: Option<Redirect>,
+    /// For how long browsers are told to come by HTTPS alone (Strict-Transport-Security).
+    #[serde(default = "no_hsts")]
+    pub hsts: At<OrOff<Duration<0, { 730 * DAY }>>>,
+}
+
+fn no_hsts() -> At<OrOff<Duration<0, { 730 * DAY }>>> {
+    At::nowhere(OrOff(None))
+}
+
+/// A certificate and its key.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyPair {
+    /// The certificate, PEM, with the intermediate ones behind it.
+    pub cert: At<Name>,
+    /// Its private key, PEM; not readable by everybody.
+    pub key: At<Name>,
+}
+
+/// Whether clients must show a certificate.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum ClientAuth {
+    /// None gets in without.
+    #[default]
+    Required,
+    /// One that is shown has to be good.
+    Optional,
+}
+
+/// Where plain HTTP is redirected to HTTPS.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Redirect {
+    /// Where plain HTTP comes in: `host:port`, or `systemd:name`.
+    pub listen: At<ListenAddress>,
+    /// The port that clients reach HTTPS at; that of `listen` when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<At<u16>>,
+}
+
+/// `redirect: ADDRESS` is short for `redirect: { listen: ADDRESS }`.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(untagged, inline)]
+enum RedirectForm {
+    #[serde(rename = "$text")]
+    Listen(At<ListenAddress>),
+    #[serde(rename = "$mapping")]
+    Full(Box<Redirect>),
+}
+
+fn redirect<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Redirect>, D::Error> {
+    Ok(Some(match RedirectForm::deserialize(deserializer)? {
+        RedirectForm::Full(redirect) => *redirect,
+        RedirectForm::Listen(listen) => Redirect { listen, port: None },
+    }))
 }
 
 /// How many threads serve requests.
@@ -359,9 +452,35 @@ fn forward_auth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OrFalse<Fo
 #[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct UserSettings {
-    /// The store: `sqlite:FILE`, in `state`.
+    /// The store: `sqlite:FILE`, in `state`; with a `query` the CMS's own `sqlite:FILE`, `postgres://…` or
+    /// `mysql://…`, which is only read, as is `htpasswd:FILE`.
     #[serde(default = "portcullis_db")]
     pub store: At<UserStore>,
+    /// Instead of a store, the CMS's own login: its URL, or its details.
+    #[serde(default, deserialize_with = "user_login", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "UserLoginForm", extend("default" = null))]
+    pub login: Option<UserLogin>,
+    /// How a user of the CMS is found: a SELECT with `:username` where the name goes, and the columns id, username,
+    /// password_hash, role, and perhaps name, email, disabled and salt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<At<String>>,
+    /// What `{prefix}` in `query` stands for: the beginning of the names of the CMS's tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table_prefix: Option<At<TablePrefix>>,
+    /// The CMS's roles to ours. When given, a role that is not listed counts for nothing; else roles have one name
+    /// here and there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role_map: Option<Pairs<String>>,
+    /// The roles of the users of an htpasswd file, by their names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roles: Option<Pairs<String>>,
+    /// The role of a user for whom the CMS, or `roles`, names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<At<String>>,
+    /// How often users of the CMS who are signed in are looked at again: one who is gone, disabled or has another
+    /// role or password by then has to sign in anew.
+    #[serde(default = "recheck")]
+    pub recheck: At<Duration<1_000, { HOUR }>>,
     /// Whether unstretched digests (plain or salted MD5, SHA-1, {SSHA} and the like) are believed.
     #[serde(default)]
     pub weak_hashes: At<bool>,
@@ -372,8 +491,131 @@ pub struct UserSettings {
 
 impl UserSettings {
     fn of(store: At<UserStore>) -> UserSettings {
-        UserSettings { store, weak_hashes: At::default(), hash_recipe: None }
+        UserSettings {
+            store,
+            login: None,
+            query: None,
+            table_prefix: None,
+            role_map: None,
+            roles: None,
+            role: None,
+            recheck: recheck(),
+            weak_hashes: At::default(),
+            hash_recipe: None,
+        }
     }
+}
+
+/// The CMS's own login, which says who somebody is.
+#[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserLogin {
+    /// Where name and password are sent, by POST.
+    pub url: At<HttpUrl>,
+    /// As what they are sent.
+    #[serde(default)]
+    pub format: BodyFormat,
+    /// What it calls the name.
+    #[serde(default = "username_name")]
+    pub username_field: At<Name>,
+    /// What it calls the password.
+    #[serde(default = "password_name")]
+    pub password_field: At<Name>,
+    /// Where its JSON answer has the user's id: keys, with dots between them.
+    #[serde(default = "user_id")]
+    pub id: At<Name>,
+    /// Where it has the user's name to log in with.
+    #[serde(default = "user_username")]
+    pub username: At<Name>,
+    /// Where it has the name for people to read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<At<Name>>,
+    /// Where it has the e-mail address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<At<Name>>,
+    /// Where it has the role, or a list of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<At<Name>>,
+    /// The statuses that mean a wrong name or password; any other that is not a success is a failure of the CMS.
+    #[serde(default = "failures")]
+    #[schemars(inner(range(min = 400, max = 499)))]
+    pub failures: Vec<At<u16>>,
+    /// Whether its cookies are handed on to the client.
+    #[serde(default)]
+    pub cookies: bool,
+    /// The longest wait for its whole answer.
+    #[serde(default = "login_timeout")]
+    pub timeout: At<Duration<100, { MINUTE }>>,
+}
+
+/// How fields are sent.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum BodyFormat {
+    /// `application/json`
+    #[default]
+    Json,
+    /// `application/x-www-form-urlencoded`
+    Form,
+}
+
+fn username_name() -> At<Name> {
+    at("username")
+}
+
+fn password_name() -> At<Name> {
+    at("password")
+}
+
+fn user_id() -> At<Name> {
+    at("user.id")
+}
+
+fn user_username() -> At<Name> {
+    at("user.username")
+}
+
+fn failures() -> Vec<At<u16>> {
+    [400, 401, 403, 422].map(At::nowhere).into()
+}
+
+fn login_timeout() -> At<Duration<100, { MINUTE }>> {
+    after::<5_000, _, _>()
+}
+
+/// `login: URL` is short for `login: { url: URL }`.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(untagged, inline)]
+enum UserLoginForm {
+    #[serde(rename = "$text")]
+    Url(At<HttpUrl>),
+    #[serde(rename = "$mapping")]
+    Full(Box<UserLogin>),
+}
+
+fn user_login<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<UserLogin>, D::Error> {
+    Ok(Some(match UserLoginForm::deserialize(deserializer)? {
+        UserLoginForm::Full(login) => *login,
+        UserLoginForm::Url(url) => UserLogin {
+            url,
+            format: BodyFormat::default(),
+            username_field: username_name(),
+            password_field: password_name(),
+            id: user_id(),
+            username: user_username(),
+            name: None,
+            email: None,
+            role: None,
+            failures: failures(),
+            cookies: false,
+            timeout: login_timeout(),
+        },
+    }))
+}
+
+fn recheck() -> At<Duration<1_000, { HOUR }>> {
+    after::<60_000, _, _>()
 }
 
 fn portcullis_db() -> At<UserStore> {
@@ -559,6 +801,10 @@ pub struct Identity {
     pub email: OrFalse<At<HeaderName>>,
     /// The user's full name.
     pub name: OrFalse<At<HeaderName>>,
+    /// A short-lived JWT for the upstream that says who is asking: a header, or its details.
+    #[serde(deserialize_with = "assertion")]
+    #[schemars(with = "OrFalse<AssertionForm>")]
+    pub assertion: OrFalse<Assertion>,
     /// A header that lets the upstream tell the gateway from a stranger.
     pub secret: OrFalse<HeaderSecret>,
     /// Whether the client's own token goes on to the upstream.
@@ -573,10 +819,46 @@ impl Default for Identity {
             role: OrFalse(Some(at("X-Auth-Role"))),
             email: OrFalse(None),
             name: OrFalse(None),
+            assertion: OrFalse(None),
             secret: OrFalse(None),
             forward_token: false,
         }
     }
+}
+
+/// A short-lived JWT, signed for the upstream with the key that signs tokens.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Assertion {
+    /// The header's name.
+    pub header: At<HeaderName>,
+    /// The claim `aud`; when left out, the upstream's URL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audience: Option<At<Name>>,
+    /// How long one is valid; it is sent for half as long.
+    #[serde(default = "a_minute")]
+    pub ttl: At<Duration<{ 10 * SECOND }, { 10 * MINUTE }>>,
+}
+
+fn a_minute() -> At<Duration<{ 10 * SECOND }, { 10 * MINUTE }>> {
+    after::<60_000, _, _>()
+}
+
+/// `assertion: HEADER` is short for `assertion: { header: HEADER }`.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(untagged, inline)]
+enum AssertionForm {
+    #[serde(rename = "$text")]
+    Header(At<HeaderName>),
+    #[serde(rename = "$mapping")]
+    Full(Box<Assertion>),
+}
+
+fn assertion<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OrFalse<Assertion>, D::Error> {
+    Ok(OrFalse(OrFalse::<AssertionForm>::deserialize(deserializer)?.0.map(|form| match form {
+        AssertionForm::Full(assertion) => *assertion,
+        AssertionForm::Header(header) => Assertion { header, audience: None, ttl: a_minute() },
+    })))
 }
 
 /// A header with a shared secret.
@@ -978,7 +1260,7 @@ impl Raw {
             && whole("forward_auth")
         {
             let missing = Problem::MissingKey { key: "upstream".into(), within: String::new() };
-            found.push(Diagnostic::error(super::Position { line: 1, column: 1 }, missing));
+            found.push(Diagnostic::error(super::Position::in_file(1, 1), missing));
         }
         if self.proxy_protocol.value != ProxyProtocol::Off
             && self.trusted_proxies.is_empty()
@@ -1009,6 +1291,18 @@ impl Raw {
                 found.push(Diagnostic::error(place, Problem::SessionShorterThanToken));
             }
         }
+        if whole("identity")
+            && whole("tokens")
+            && let OrFalse(Some(assertion)) = &self.identity.assertion
+        {
+            self.assertion_contradictions(assertion, &mut found);
+        }
+        if whole("tls")
+            && let OrFalse(Some(tls)) = &self.tls
+            && let (Some(client_auth), None) = (&tls.client_auth, &tls.client_ca)
+        {
+            found.push(Diagnostic::error(client_auth.at, Problem::ClientAuthWithoutCa));
+        }
         if whole("shutdown") && self.shutdown.drain.get() > self.shutdown.timeout.get() {
             let place = self.shutdown.drain.at.max(self.shutdown.timeout.at);
             found.push(Diagnostic::error(place, Problem::DrainPastTimeout));
@@ -1025,6 +1319,27 @@ impl Raw {
         }
         found
     }
+
+    /// An assertion must not be mistaken for a login token, nor help to make one.
+    fn assertion_contradictions(&self, assertion: &Assertion, found: &mut Vec<Diagnostic>) {
+        let tokens = &self.tokens;
+        if tokens.algorithm.is_symmetric() {
+            let algorithm = format!("{:?}", tokens.algorithm.value);
+            let place = assertion.header.at.max(tokens.algorithm.at);
+            found.push(Diagnostic::error(place, Problem::AssertionNeedsKeys { algorithm }));
+        }
+        let url = self.upstream.as_ref().map(|upstream| upstream.url.to_string());
+        let audience = assertion.audience.as_ref().map(|audience| audience.as_str()).or(url.as_deref());
+        if audience.is_none() && self.forward_auth.0.is_some() {
+            found.push(Diagnostic::error(assertion.header.at, Problem::AssertionForWhom));
+        }
+        if audience == Some(tokens.audience.as_str()) {
+            let at = assertion.audience.as_ref().map_or(assertion.header.at, |audience| audience.at);
+            let audience = tokens.audience.as_str().to_owned();
+            found
+                .push(Diagnostic::error(at.max(tokens.audience.at), Problem::AssertionAudience { audience }));
+        }
+    }
 }
 
 impl Identity {
@@ -1032,7 +1347,8 @@ impl Identity {
     pub fn headers(&self) -> impl Iterator<Item = &At<HeaderName>> {
         let names = [&self.id, &self.user, &self.role, &self.email, &self.name];
         let secret = self.secret.0.as_ref().map(|secret| &secret.header);
-        names.into_iter().filter_map(|name| name.0.as_ref()).chain(secret)
+        let assertion = self.assertion.0.as_ref().map(|assertion| &assertion.header);
+        names.into_iter().filter_map(|name| name.0.as_ref()).chain(assertion).chain(secret)
     }
 
     fn contradictions(&self, found: &mut Vec<Diagnostic>) {

@@ -106,6 +106,33 @@ impl Loader {
         })
     }
 
+    /// As [`Loader::load`], and what the files held that it was made from. `known`: those that are followed
+    /// already. A file that turns out to be named is looked at first and then read once more, so that no
+    /// change to it can fall between the two.
+    pub fn load_as_it_stands(
+        &self,
+        surroundings: &Surroundings,
+        known: &[PathBuf],
+    ) -> (Result<(Built, Source), LoadError>, Fingerprints) {
+        let mut files = known.to_vec();
+        // A file that names others with each look is left to the poll.
+        let mut looks = 3;
+        loop {
+            let held = Fingerprints::take(&self.path, &files);
+            let loaded = self.load(surroundings);
+            let named = match &loaded {
+                Ok((built, _)) => &built.snapshot.watched[..],
+                Err(LoadError::Invalid(.., named)) => named,
+                Err(LoadError::Unreadable(_)) => &[],
+            };
+            looks -= 1;
+            if looks == 0 || named.iter().all(|file| held.0.contains_key(file)) {
+                return (loaded, held);
+            }
+            files.extend_from_slice(named);
+        }
+    }
+
     /// Reads the file and builds a snapshot of it.
     ///
     /// # Errors
@@ -252,14 +279,14 @@ fn follow_folders(
     }
 }
 
-/// What files held at one time. To be taken before they are loaded: a change in between is then noticed, if
-/// only as one that makes no difference.
+/// What files held at one time, before they were loaded: a change in between is then noticed, if only as one
+/// that makes no difference.
 #[derive(Debug, Default)]
 pub struct Fingerprints(BTreeMap<PathBuf, String>);
 
 impl Fingerprints {
     /// Of the configuration file and of what it points to, as far as that is known.
-    pub fn take(config: &Path, files: &[PathBuf]) -> Self {
+    fn take(config: &Path, files: &[PathBuf]) -> Self {
         Self(fingerprints(&with_config(config, files.to_vec())))
     }
 }

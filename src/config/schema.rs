@@ -16,6 +16,16 @@ use super::raw::Raw;
 pub fn json_schema() -> Value {
     let mut schema = derived();
     allow_references(&mut schema);
+    // A preset has roles. The check sees the file with its preset, so to it they are simply needed.
+    if let Some(Value::Array(required)) = schema.get_mut("required") {
+        required.retain(|key| key != "roles");
+        if required.is_empty()
+            && let Some(schema) = schema.as_object_mut()
+        {
+            schema.shift_remove("required");
+        }
+    }
+    schema["anyOf"] = json!([{ "required": ["roles"] }, { "required": ["preset"] }]);
     schema
 }
 
@@ -303,7 +313,8 @@ mod tests {
         assert_eq!(schema["properties"]["upstream"].get("default"), None);
         assert_eq!(schema["$defs"]["Limits"]["properties"]["header_bytes"]["default"], json!("32KiB"));
         assert_eq!(schema["$defs"]["Tokens"]["properties"]["keys"]["default"], json!("keys"));
-        assert_eq!(schema["required"], json!(["roles"]));
+        assert_eq!(schema.get("required"), None);
+        assert_eq!(schema["anyOf"], json!([{ "required": ["roles"] }, { "required": ["preset"] }]));
     }
 
     #[test]

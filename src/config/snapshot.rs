@@ -5,6 +5,7 @@
 //! A snapshot is never changed. Not here: when it is made and swapped in (`reload`).
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,14 +15,16 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
+use super::certificates::{Pair, PairError, Tls, read_certificates};
 use super::diagnostic::nearest;
 use super::keyring::NewKey;
-use super::network::JwksSource;
-use super::raw::{self, Raw};
+use super::network::{DatabaseUrl, JwksSource};
+use super::query::{Dialect, UserQuery};
+use super::raw::{self, Pairs, Raw};
 use super::recipe::HashPolicy;
 use super::template::Template;
-use super::value::{PublicKey, SessionStore, UserStore};
-use super::{At, Diagnostic, Diagnostics, Position, Problem, Reading, Source, keyring, raw::Keys};
+use super::value::{ListenAddress, Name, PublicKey, SessionStore, UserStore};
+use super::{At, Diagnostic, Diagnostics, Filled, Position, Problem, Reading, Source, keyring, raw::Keys};
 use crate::policy::method::Methods;
 use crate::policy::path::EncodedSlash;
 use crate::policy::query::QueryCondition;
@@ -31,8 +34,8 @@ use crate::policy::{
     RuleProblem,
 };
 use crate::token::{
-    Algorithm, ClaimPath, Claims, Issuer, IssuerKind, Ring, RingKey, Signer, SigningKey, Trusted, Verifier,
-    VerifyingKey, jwks, parse_jwks,
+    Algorithm, Asserter, ClaimPath, Claims, Issuer, IssuerKind, Ring, RingKey, Signer, SigningKey, Trusted,
+    Verifier, VerifyingKey, jwks, parse_jwks,
 };
 
 /// Where the public keys are published.
@@ -53,6 +56,8 @@ pub struct Snapshot {
     pub rule_labels: Vec<String>,
     /// Where each rule stands in the file.
     pub rule_positions: Vec<Position>,
+    /// What the preset has filled in, where the file names one.
+    pub filled: Option<Filled>,
     /// `expect` cases, all of which hold.
     pub expectations: usize,
     /// Checks tokens, ours and those of trusted issuers.
@@ -69,6 +74,8 @@ pub struct Snapshot {
     pub max_session: Duration,
     /// Headers that tell the upstream who is asking.
     pub identity: Identity,
+    /// What clients are served HTTPS with; `None`: plain HTTP.
+    pub tls: Option<Arc<Tls>>,
     /// Networks whose word about others is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether connections from there begin with a PROXY protocol header.
@@ -93,6 +100,8 @@ pub struct Snapshot {
     pub log: raw::Log,
     /// How the gateway stops.
     pub shutdown: Shutdown,
+    /// How often users of another system who are signed in are looked at again.
+    pub recheck: Duration,
     /// What needs a restart to change.
     pub fixed: Fixed,
     /// The folder of what the gateway writes.
@@ -106,6 +115,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// When a session that begins or goes on at `now` is over at the latest, in Unix seconds.
+    pub fn sessions_end(&self, now: u64) -> u64 {
+        now.saturating_add(self.max_session.max(self.ttl).as_secs()).saturating_add(self.leeway.as_secs())
+    }
+
     /// The gateway's own cookie, where it has one.
     pub fn cookie(&self) -> Option<&Cookie> {
         self.login.as_ref()?.cookie.as_ref()
@@ -132,12 +146,19 @@ pub struct OwnKeys {
     pub longest_token: Duration,
     /// What signs with each key, in the ring's order.
     signers: Vec<Signer>,
+    /// What signs assertions with each key, in the ring's order; nothing where they are off.
+    asserters: Vec<Asserter>,
 }
 
 impl OwnKeys {
     /// What signs at `now` (Unix seconds). `None` only where the first key is still to be made.
     pub fn signer(&self, now: u64) -> Option<&Signer> {
         self.ring.signing(now).map(|place| &self.signers[place])
+    }
+
+    /// What signs assertions at `now` (Unix seconds). `None` where they are off.
+    pub fn asserter(&self, now: u64) -> Option<&Asserter> {
+        self.ring.signing(now).and_then(|place| self.asserters.get(place))
     }
 }
 
@@ -149,6 +170,8 @@ pub struct Identity {
     role: Option<HeaderName>,
     email: Option<HeaderName>,
     name: Option<HeaderName>,
+    /// What the signed assertion goes in.
+    pub assertion: Option<HeaderName>,
     /// Lets the upstream tell the gateway from a stranger.
     pub secret: Option<(HeaderName, HeaderValue)>,
     /// Whether the client's own token goes on.
@@ -159,7 +182,7 @@ impl Identity {
     /// Every name that the gateway alone may use.
     pub fn header_names(&self) -> impl Iterator<Item = &HeaderName> {
         let claims = [&self.id, &self.user, &self.role, &self.email, &self.name].into_iter().flatten();
-        claims.chain(self.secret.as_ref().map(|(name, _)| name))
+        claims.chain(&self.assertion).chain(self.secret.as_ref().map(|(name, _)| name))
     }
 
     /// What the claims of a caller put into which header.
@@ -287,22 +310,137 @@ pub struct Shutdown {
 /// What a reload does not change: a difference is a warning.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Fixed {
-    /// `host:port` each.
-    pub listen: Vec<String>,
+    /// Where clients connect; the paths are ready to be bound.
+    pub listen: Vec<ListenAddress>,
+    /// Whether TCP listeners speak TLS.
+    pub tls: bool,
+    /// Where plain HTTP is redirected to HTTPS.
+    pub redirect: Option<ListenAddress>,
+    /// Of the Unix sockets among them.
+    pub socket_mode: u32,
     /// `host:port`.
     pub admin: Option<String>,
     /// `host:port`.
     pub forward_auth: Option<String>,
     /// `None`: one per core.
     pub workers: Option<usize>,
-    /// The SQLite file of the user store.
-    pub users: PathBuf,
+    /// Where users are.
+    pub users: UserSource,
     /// Which weak password hashes of it are believed.
     pub hashes: HashPolicy,
     /// The SQLite file of the session store, perhaps the same.
     pub sessions: PathBuf,
     /// Of log lines.
     pub log_format: raw::LogFormat,
+}
+
+/// `users`: whose they are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum UserSource {
+    /// The gateway's own SQLite file.
+    Local(PathBuf),
+    /// A table of the CMS.
+    Table(UserTable),
+    /// An htpasswd file.
+    Htpasswd {
+        /// Where it is.
+        file: PathBuf,
+        /// The roles of its users, by name.
+        roles: Vec<(String, String)>,
+        /// The role of all others.
+        default: Option<String>,
+    },
+    /// The CMS's own login.
+    Endpoint(Box<UserEndpoint>),
+}
+
+/// A login of the CMS's own, and how its answer is read.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UserEndpoint {
+    /// Where name and password are sent.
+    pub url: String,
+    /// As JSON, else as a form.
+    pub json: bool,
+    /// What the name is called there.
+    pub username_field: String,
+    /// What the password is called there.
+    pub password_field: String,
+    /// Where the answer has the user's id.
+    pub id: ClaimPath,
+    /// Where it has their name to log in with.
+    pub username: ClaimPath,
+    /// Where it has their name for people to read.
+    pub name: Option<ClaimPath>,
+    /// Where it has their e-mail address.
+    pub email: Option<ClaimPath>,
+    /// Where it has their role, or a list of them.
+    pub role: Option<ClaimPath>,
+    /// What their roles are here.
+    pub roles: RoleSource,
+    /// The statuses of wrong names and passwords.
+    pub failures: Vec<u16>,
+    /// Whether its cookies are handed on.
+    pub cookies: bool,
+    /// For its whole answer.
+    pub timeout: Duration,
+}
+
+impl UserSource {
+    /// The gateway's own file, where it has one.
+    pub fn local(&self) -> Option<&Path> {
+        match self {
+            UserSource::Local(file) => Some(file),
+            UserSource::Table(_) | UserSource::Htpasswd { .. } | UserSource::Endpoint(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for UserSource {
+    /// Without secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UserSource::Local(file) => file.display().fmt(f),
+            UserSource::Endpoint(endpoint) => f.write_str(&endpoint.url),
+            UserSource::Htpasswd { file, .. } => write!(f, "htpasswd:{}", file.display()),
+            UserSource::Table(table) => match &table.database {
+                UserDatabase::Sqlite(file) => write!(f, "sqlite:{}", file.display()),
+                UserDatabase::Postgres(url) | UserDatabase::MySql(url) => url.fmt(f),
+            },
+        }
+    }
+}
+
+/// Users whom a query finds in another system's database.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UserTable {
+    /// Where.
+    pub database: UserDatabase,
+    /// By what.
+    pub query: UserQuery,
+    /// What they may be here.
+    pub roles: RoleSource,
+}
+
+/// Another system's database.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum UserDatabase {
+    /// A file.
+    Sqlite(PathBuf),
+    /// A server.
+    Postgres(DatabaseUrl),
+    /// A server, MariaDB or MySQL.
+    MySql(DatabaseUrl),
+}
+
+/// What another system's roles are here.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RoleSource {
+    /// Ours, lowest first.
+    pub ranked: Vec<String>,
+    /// Theirs to ours; `None`: the same names here and there.
+    pub map: Option<Vec<(String, String)>>,
+    /// Of a user who has none there.
+    pub default: Option<String>,
 }
 
 /// An issuer whose keys are fetched.
@@ -352,7 +490,7 @@ pub struct Built {
 /// # Errors
 /// Every problem, those of reading and those found here, in the file's order.
 pub fn build(reading: Reading, source: &Source, surroundings: &Surroundings) -> Result<Built, Diagnostics> {
-    let Reading { raw, mut diagnostics, files, incomplete } = reading;
+    let Reading { raw, mut diagnostics, files, incomplete, filled } = reading;
     let Some(raw) = raw else { return Err(diagnostics) };
     let mut builder = Builder {
         raw: &raw,
@@ -370,13 +508,15 @@ pub fn build(reading: Reading, source: &Source, surroundings: &Surroundings) -> 
     // A file that cannot be read as a whole gets no key made for it.
     let keys = readable.then(|| builder.keys(surroundings)).flatten();
     let trusted = builder.trusted(surroundings);
+    let users = if incomplete.contains("users") { None } else { builder.users() };
+    let tls = builder.tls(surroundings.now);
     let Builder { found, watched, .. } = builder;
     diagnostics.extend(found);
-    let Some(keys) = keys else { return Err(diagnostics) };
+    let (Some(keys), Some(users)) = (keys, users) else { return Err(diagnostics) };
     if diagnostics.has_errors() {
         return Err(diagnostics);
     }
-    let snapshot = assemble(&raw, source, policy, keys, trusted, watched);
+    let snapshot = assemble(&raw, source, Compiled { policy, keys, trusted, tls, users, watched, filled });
     Ok(Built { snapshot, warnings: diagnostics })
 }
 
@@ -384,6 +524,17 @@ pub fn build(reading: Reading, source: &Source, surroundings: &Surroundings) -> 
 struct TrustedIssuers {
     issuers: Vec<Issuer>,
     remote: Vec<RemoteKeys>,
+}
+
+/// What was made of the file's sections.
+struct Compiled {
+    policy: Policy,
+    keys: (Ring, Option<PathBuf>),
+    trusted: TrustedIssuers,
+    tls: Option<Tls>,
+    users: UserSource,
+    watched: Vec<PathBuf>,
+    filled: Option<Filled>,
 }
 
 struct Builder<'a> {
@@ -464,7 +615,7 @@ impl Builder<'_> {
             }
         }
         if list.is_empty() && !incomplete && self.found.is_empty() {
-            self.warn(Position { line: 1, column: 1 }, Problem::NoRules);
+            self.warn(Position::in_file(1, 1), Problem::NoRules);
         }
         let options = PathOptions {
             encoded_slash: match raw.paths.encoded_slash {
@@ -491,6 +642,12 @@ impl Builder<'_> {
                     let path = policy.rules()[rule.index()].pattern.as_str().to_owned();
                     self.error(at(rule), Problem::CoversEndpoint { path });
                 }
+                // A preset's rule makes way for the file's without a word, and what the preset's rules do to one
+                // another is known: its page tells.
+                RuleProblem::NeverWins { rule } | RuleProblem::RaisesNothing { rule }
+                    if at(rule).preset().is_some() => {}
+                RuleProblem::BodyCouldCarry { rule, laxer }
+                    if at(rule).preset().is_some() && at(laxer).preset().is_some() => {}
                 RuleProblem::NeverWins { rule } => self.warn(at(rule), Problem::RuleNeverWins),
                 RuleProblem::RaisesNothing { rule } => self.warn(at(rule), Problem::QueryRaisesNothing),
                 RuleProblem::BodyCouldCarry { rule, laxer } => {
@@ -586,6 +743,143 @@ impl Builder<'_> {
         }
     }
 
+    /// `None`: what is wrong has been said.
+    fn users(&mut self) -> Option<UserSource> {
+        let raw = self.raw;
+        let users = &raw.users;
+        let a_query = "'query', which finds a user in the CMS's own table";
+        let first = |map: &Option<Pairs<String>>| map.as_ref()?.0.first().map(|(name, _)| name.at);
+        let recheck = users.recheck.at.known().map(|_| users.recheck.at);
+        let role = users.role.as_ref().map(|role| role.at);
+        let is_login = users.login.is_some();
+        let is_table = users.query.is_some() && !is_login;
+        let is_file = matches!(users.store.value, UserStore::Htpasswd(_)) && !is_login;
+        let a_store = "a 'store', and 'login' stands in the place of one";
+        let is_set = |given: bool, at: Position| (given && is_login).then_some(at);
+        let is_weak = is_set(users.weak_hashes.value, users.weak_hashes.at);
+        let recipe = users.hash_recipe.as_ref().and_then(|recipe| is_set(true, recipe.at));
+        let store = users.store.at.known().and(is_set(true, users.store.at));
+        for (at, key, fits, needs) in [
+            (first(&users.role_map), "'role_map'", is_table || is_login, a_query),
+            (first(&users.roles), "'roles'", is_file, "'store: htpasswd:FILE'"),
+            (role, "'role'", is_table || is_file || is_login, a_query),
+            (users.table_prefix.as_ref().map(|prefix| prefix.at), "'table_prefix'", is_table, a_query),
+            (recheck, "'recheck'", is_table || is_file, a_query),
+            (
+                users.query.as_ref().map(|query| query.at),
+                "'query'",
+                !is_file && !is_login,
+                "a database as its 'store'",
+            ),
+            (store, "'store'", false, "no 'login' beside it"),
+            (is_weak, "'weak_hashes'", false, a_store),
+            (recipe, "'hash_recipe'", false, a_store),
+        ] {
+            if let (Some(at), false) = (at, fits) {
+                self.error(at, Problem::UsersNeed { key, needs });
+            }
+        }
+        if let Some(login) = &users.login {
+            return self.endpoint(login);
+        }
+        let (dialect, database) = match &users.store.value {
+            UserStore::Sqlite(file) if !is_table => {
+                return Some(UserSource::Local(self.folder.join(raw.state.as_str()).join(file)));
+            }
+            UserStore::Sqlite(file) => (Dialect::Sqlite, UserDatabase::Sqlite(self.folder.join(file))),
+            UserStore::Postgres(url) => (Dialect::Postgres, UserDatabase::Postgres(url.clone())),
+            UserStore::MySql(url) => (Dialect::MySql, UserDatabase::MySql(url.clone())),
+            UserStore::Htpasswd(file) => {
+                let file = self.folder.join(file);
+                let RoleSource { default, .. } = self.role_source();
+                let roles = self.checked_roles(users.roles.as_ref()).unwrap_or_default();
+                if roles.is_empty() && default.is_none() {
+                    let needs = "'role' or 'roles': the file says nothing about who may do what";
+                    self.error(users.store.at, Problem::UsersNeed { key: "an htpasswd file", needs });
+                }
+                return Some(UserSource::Htpasswd { file, roles, default });
+            }
+        };
+        let Some(query) = &users.query else {
+            let key = "a database of the CMS";
+            self.error(users.store.at, Problem::UsersNeed { key, needs: a_query });
+            return None;
+        };
+        if users.store.at.known().is_none() {
+            self.error(query.at, Problem::UsersNeed { key: "'query'", needs: "'store', the CMS's database" });
+        }
+        const PREFIX: &str = "{prefix}";
+        let text = match &users.table_prefix {
+            Some(prefix) if query.contains(PREFIX) => query.replace(PREFIX, prefix.as_str()),
+            Some(prefix) => {
+                let needs = "'{prefix}' in 'query', which it stands for";
+                self.error(prefix.at, Problem::UsersNeed { key: "'table_prefix'", needs });
+                return None;
+            }
+            None if query.contains(PREFIX) => {
+                let needs = "'table_prefix' beside it";
+                self.error(query.at, Problem::UsersNeed { key: "'{prefix}' in 'query'", needs });
+                return None;
+            }
+            None => query.value.clone(),
+        };
+        let compiled = UserQuery::compile(&text, dialect)
+            .map_err(|why| self.error(query.at, Problem::UserQuery { why }));
+        let roles = self.role_source();
+        Some(UserSource::Table(UserTable { database, query: compiled.ok()?, roles }))
+    }
+
+    fn endpoint(&mut self, login: &raw::UserLogin) -> Option<UserSource> {
+        let raw = self.raw;
+        let roles = self.role_source();
+        if login.role.is_none() && roles.default.is_none() {
+            let needs = "'role' in it, or beside it a 'role' for everybody";
+            self.error(login.url.at, Problem::UsersNeed { key: "'login'", needs });
+        }
+        if let Some(rotate) = raw.login.0.as_ref().and_then(|login| login.rotate.0.as_ref()) {
+            let (key, needs) =
+                ("'login.rotate'", "a store of users, which are read afresh; 'users.login' has none");
+            self.error(rotate.at, Problem::UsersNeed { key, needs });
+        }
+        let path = |name: &Option<At<Name>>| name.as_ref().map(|name| ClaimPath::new(name.as_str()));
+        Some(UserSource::Endpoint(Box::new(UserEndpoint {
+            url: login.url.as_str().to_owned(),
+            json: login.format == raw::BodyFormat::Json,
+            username_field: login.username_field.as_str().to_owned(),
+            password_field: login.password_field.as_str().to_owned(),
+            id: ClaimPath::new(login.id.as_str()),
+            username: ClaimPath::new(login.username.as_str()),
+            name: path(&login.name),
+            email: path(&login.email),
+            role: path(&login.role),
+            roles,
+            failures: login.failures.iter().map(|status| status.value).collect(),
+            cookies: login.cookies,
+            timeout: login.timeout.value.get(),
+        })))
+    }
+
+    /// Names to roles of ours.
+    fn checked_roles(&mut self, map: Option<&Pairs<String>>) -> Option<Vec<(String, String)>> {
+        let names = self.raw.roles.iter().map(|role| role.as_str().to_owned()).collect();
+        let roles = Roles::new(names).unwrap_or_default();
+        let pairs = &map?.0;
+        pairs.iter().for_each(|(_, role)| self.check_role(role, &roles, &[]));
+        Some(pairs.iter().map(|(name, role)| (name.value.clone(), role.value.clone())).collect())
+    }
+
+    /// What roles of the CMS are here.
+    fn role_source(&mut self) -> RoleSource {
+        let raw = self.raw;
+        let ranked: Vec<String> = raw.roles.iter().map(|role| role.as_str().to_owned()).collect();
+        let roles = Roles::new(ranked.clone()).unwrap_or_default();
+        let map = self.checked_roles(raw.users.role_map.as_ref());
+        if let Some(role) = &raw.users.role {
+            self.check_role(role, &roles, &[]);
+        }
+        RoleSource { ranked, map, default: raw.users.role.as_ref().map(|role| role.value.clone()) }
+    }
+
     fn trusted(&mut self, surroundings: &Surroundings) -> TrustedIssuers {
         let raw = self.raw;
         let (mut issuers, mut remote) = (Vec::new(), Vec::new());
@@ -647,6 +941,42 @@ impl Builder<'_> {
         TrustedIssuers { issuers, remote }
     }
 
+    /// `None` where there is to be none, and where a problem has been found.
+    fn tls(&mut self, now: u64) -> Option<Tls> {
+        let settings = self.raw.tls.0.as_ref()?;
+        let first = raw::KeyPair { cert: settings.cert.clone(), key: settings.key.clone() };
+        let mut pairs = Vec::new();
+        for pair in std::iter::once(&first).chain(&settings.more) {
+            self.watched.extend([&pair.cert, &pair.key].map(|file| self.folder.join(file.as_str())));
+            match Pair::read(self.folder, pair) {
+                Ok(read) => {
+                    // Without a clock, as in a test, nothing is said of dates.
+                    if now > 0
+                        && let Some(what) = read.warning(now)
+                    {
+                        self.warn(pair.cert.at, Problem::Certificate { what });
+                    }
+                    pairs.push(read);
+                }
+                Err(PairError::Certificate(what)) => self.error(pair.cert.at, Problem::Certificate { what }),
+                Err(PairError::Key(what)) => self.error(pair.key.at, Problem::Certificate { what }),
+            }
+        }
+        let mut client_ca = None;
+        if let Some(file) = &settings.client_ca {
+            let path = self.folder.join(file.as_str());
+            client_ca = read_certificates(&path)
+                .map_err(|what| self.error(file.at, Problem::Certificate { what }))
+                .ok();
+            self.watched.push(path);
+        }
+        let whole =
+            pairs.len() == 1 + settings.more.len() && client_ca.is_some() == settings.client_ca.is_some();
+        let at = settings.client_ca.as_ref().map_or(settings.cert.at, |file| file.at);
+        let made = whole.then(|| Tls::new(pairs, settings, client_ca))?;
+        made.map_err(|what| self.error(at, Problem::Certificate { what })).ok()
+    }
+
     fn read_jwks(
         &mut self,
         at: Position,
@@ -678,14 +1008,8 @@ impl Builder<'_> {
     }
 }
 
-fn assemble(
-    raw: &Raw,
-    source: &Source,
-    policy: Policy,
-    (ring, key_folder): (Ring, Option<PathBuf>),
-    trusted: TrustedIssuers,
-    watched: Vec<PathBuf>,
-) -> Snapshot {
+fn assemble(raw: &Raw, source: &Source, compiled: Compiled) -> Snapshot {
+    let Compiled { policy, keys: (ring, key_folder), trusted, tls, users, watched, filled } = compiled;
     let tokens = &raw.tokens;
     let own = Issuer {
         issuer: Arc::from(tokens.issuer.as_str()),
@@ -702,17 +1026,27 @@ fn assemble(
     let jwks = jwks(ring.keys().iter().map(|one| &one.key));
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let limits = &raw.limits;
-    let UserStore::Sqlite(users) = &raw.users.store.value;
     let SessionStore::Sqlite(sessions) = &raw.sessions.value;
     let state = source.folder.join(raw.state.as_str());
     let upstream = raw.upstream.as_ref();
     Snapshot {
         rule_labels: policy.rules().iter().map(label).collect(),
         rule_positions: raw.rules.iter().map(|rule| rule.path.at).collect(),
+        filled,
         expectations: raw.expect.len(),
         verifier: Verifier::new(issuers, leeway.as_secs(), token_bytes, policy.roles().names().to_vec()),
         keys: OwnKeys {
             signers: ring.keys().iter().map(signer).collect(),
+            asserters: raw.identity.assertion.0.as_ref().map_or_else(Vec::new, |assertion| {
+                let named = assertion.audience.as_ref().map(|audience| audience.as_str().to_owned());
+                // Where there is neither, the file has been refused.
+                let audience = named.or_else(|| upstream.map(|upstream| upstream.url.to_string()));
+                let audience = audience.unwrap_or_default();
+                let key = |one: &RingKey| {
+                    Asserter::new(one.key.clone(), tokens.issuer.as_str(), &*audience, assertion.ttl.get())
+                };
+                ring.keys().iter().map(key).collect()
+            }),
             ring,
             folder: key_folder,
             algorithm: tokens.algorithm.value,
@@ -724,6 +1058,7 @@ fn assemble(
         ttl,
         max_session: tokens.max_session.value.get(),
         identity: identity(&raw.identity),
+        tls: tls.map(Arc::new),
         trusted_proxies: raw.trusted_proxies.iter().map(|cidr| cidr.value.0).collect(),
         proxy_protocol: raw.proxy_protocol.value,
         upstream: upstream.map(|upstream| UpstreamSettings {
@@ -746,7 +1081,7 @@ fn assemble(
             response: login.response.value.clone(),
             path: login.path.as_str().to_owned(),
             logout: login.logout.0.as_ref().map(|path| path.as_str().to_owned()),
-            cookie: login.cookie.0.as_ref().map(cookie),
+            cookie: login.cookie.0.as_ref().map(|raw| cookie(raw, !matches!(users, UserSource::Endpoint(_)))),
             page: login
                 .page
                 .0
@@ -773,15 +1108,28 @@ fn assemble(
             drain: raw.shutdown.drain.value.get(),
             timeout: raw.shutdown.timeout.value.get(),
         },
+        recheck: raw.users.recheck.value.get(),
         fixed: Fixed {
-            listen: raw.listen.0.iter().map(|address| address.value.to_string()).collect(),
+            listen: raw
+                .listen
+                .0
+                .iter()
+                .map(|address| listen_address(&address.value, &source.folder))
+                .collect(),
+            tls: raw.tls.0.is_some(),
+            redirect: raw
+                .tls
+                .0
+                .as_ref()
+                .and_then(|tls| Some(listen_address(&tls.redirect.as_ref()?.listen.value, &source.folder))),
+            socket_mode: raw.socket_mode.value.0,
             admin: raw.admin.0.as_ref().map(|address| address.value.to_string()),
             forward_auth: raw.forward_auth.0.as_ref().map(|asked| asked.listen.value.to_string()),
             workers: match raw.workers.value {
                 raw::Workers::Auto => None,
                 raw::Workers::Count(count) => Some(usize::from(count)),
             },
-            users: state.join(users),
+            users,
             hashes: HashPolicy {
                 weak: raw.users.weak_hashes.value,
                 recipe: raw.users.hash_recipe.as_ref().map(|recipe| recipe.value.clone()),
@@ -803,6 +1151,14 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The same address, with a path as it can be bound.
+fn listen_address(address: &ListenAddress, folder: &Path) -> ListenAddress {
+    match address {
+        ListenAddress::Unix(path) => ListenAddress::Unix(folder.join(path)),
+        other => other.clone(),
+    }
+}
+
 fn identity(raw: &raw::Identity) -> Identity {
     let name = |name: &raw::OrFalse<At<super::value::HeaderName>>| {
         name.0.as_ref().map(|name| header_name(name.as_str()))
@@ -813,6 +1169,7 @@ fn identity(raw: &raw::Identity) -> Identity {
         role: name(&raw.role),
         email: name(&raw.email),
         name: name(&raw.name),
+        assertion: raw.assertion.0.as_ref().map(|assertion| header_name(assertion.header.as_str())),
         secret: raw.secret.0.as_ref().map(|secret| {
             let mut value = HeaderValue::from_str(secret.value.expose())
                 .expect("a checked header value is a header value");
@@ -851,7 +1208,7 @@ fn forward_auth(description: &raw::Description) -> ForwardAuth {
 
 /// Without a name of its own, a secure cookie has one that no other host and no plain connection can set
 /// (RFC 6265bis §4.1.3.2).
-fn cookie(raw: &raw::Cookie) -> Cookie {
+fn cookie(raw: &raw::Cookie, can_renew: bool) -> Cookie {
     let default = if raw.secure.value { "__Host-portcullis_token" } else { "portcullis_token" };
     Cookie {
         name: raw.name.as_ref().map_or(default, |name| name.as_str()).to_owned(),
@@ -863,7 +1220,8 @@ fn cookie(raw: &raw::Cookie) -> Cookie {
             (raw::SameSite::None, _) => "; Path=/; HttpOnly; Secure; SameSite=None",
         },
         secure: raw.secure.value,
-        renew: raw.renew,
+        // Whoever cannot be looked at again has to sign in again.
+        renew: raw.renew && can_renew,
     }
 }
 

@@ -14,7 +14,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::recipe::Recipe;
 
-pub use super::network::{Address, Cidr, JwksSource, Origin, UpstreamUrl};
+pub use super::network::{
+    Address, Cidr, DatabaseUrl, FileMode, HttpUrl, JwksSource, ListenAddress, Origin, UNIX_PEER, UpstreamUrl,
+};
 
 /// Why a text is not what it should be. `Display` is the predicate of a sentence whose subject is the value.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -83,15 +85,19 @@ pub fn check(name: &str, text: &str, least: u64, most: u64) -> Result<(), ValueE
         "duration" => duration_within(text, least, most).map(drop),
         "size" => size_within(text, least, most).map(drop),
         Address::NAME => parses::<Address>(text),
+        ListenAddress::NAME => parses::<ListenAddress>(text),
+        FileMode::NAME => parses::<FileMode>(text),
         Cidr::NAME => parses::<Cidr>(text),
         UpstreamUrl::NAME => parses::<UpstreamUrl>(text),
         Origin::NAME => parses::<Origin>(text),
         RoleName::NAME => parses::<RoleName>(text),
+        TablePrefix::NAME => parses::<TablePrefix>(text),
         HeaderName::NAME => parses::<HeaderName>(text),
         Method::NAME => parses::<Method>(text),
         ExpectedRequest::NAME => parses::<ExpectedRequest>(text),
         OwnPath::NAME => parses::<OwnPath>(text),
         UserStore::NAME => parses::<UserStore>(text),
+        HttpUrl::NAME => parses::<HttpUrl>(text),
         SessionStore::NAME => parses::<SessionStore>(text),
         JwksSource::NAME => parses::<JwksSource>(text),
         Secret::NAME => parses::<Secret>(text),
@@ -117,15 +123,19 @@ pub fn what(name: &str) -> &'static str {
         "duration" => "a duration such as 30s",
         "size" => "a size such as 64KiB",
         Address::NAME => Address::WHAT,
+        ListenAddress::NAME => ListenAddress::WHAT,
+        FileMode::NAME => FileMode::WHAT,
         Cidr::NAME => Cidr::WHAT,
         UpstreamUrl::NAME => UpstreamUrl::WHAT,
         Origin::NAME => Origin::WHAT,
         RoleName::NAME => RoleName::WHAT,
+        TablePrefix::NAME => TablePrefix::WHAT,
         HeaderName::NAME => HeaderName::WHAT,
         Method::NAME => Method::WHAT,
         ExpectedRequest::NAME => ExpectedRequest::WHAT,
         OwnPath::NAME => OwnPath::WHAT,
         UserStore::NAME => UserStore::WHAT,
+        HttpUrl::NAME => HttpUrl::WHAT,
         SessionStore::NAME => SessionStore::WHAT,
         JwksSource::NAME => JwksSource::WHAT,
         PublicKey::NAME => PublicKey::WHAT,
@@ -371,6 +381,16 @@ checked_text!(
 );
 
 checked_text!(
+    /// What the names of a CMS's tables begin with. It becomes a part of a query, so letters, digits and `_` alone.
+    TablePrefix, "table-prefix", "the beginning of table names", |text| {
+        if text.len() > 64 || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            return Err(ValueError::Form("cannot begin a table's name: at most 64 letters, digits and '_'"));
+        }
+        Ok(())
+    }
+);
+
+checked_text!(
     /// A header's name that may carry identity: valid (RFC 9110 §5.1) and with no meaning of its own.
     HeaderName, "header-name", "a header's name", |text| {
         let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
@@ -504,11 +524,18 @@ checked_text!(
     }
 );
 
-/// Where users are kept: `sqlite:FILE`, a relative file being in `state`.
+/// Where users are kept. A relative file of the gateway's own is in `state`, one that it only reads beside the
+/// configuration.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum UserStore {
-    /// An SQLite file.
+    /// An SQLite file: the gateway's own, or, with a query, another system's.
     Sqlite(PathBuf),
+    /// Another system's PostgreSQL database.
+    Postgres(DatabaseUrl),
+    /// Another system's MySQL or MariaDB database.
+    MySql(DatabaseUrl),
+    /// An htpasswd file.
+    Htpasswd(PathBuf),
 }
 
 impl Value for UserStore {
@@ -516,15 +543,27 @@ impl Value for UserStore {
     const WHAT: &'static str = "a store such as sqlite:portcullis.db";
 
     fn parse(text: &str) -> Result<Self, ValueError> {
-        const FORM: &str = "is not a user store: write sqlite:FILE, such as sqlite:portcullis.db";
-        sqlite_file(text, FORM).map(UserStore::Sqlite)
+        const FORM: &str = "is not a user store: write sqlite:FILE, such as sqlite:portcullis.db, or \
+                            postgres://… or mysql://… with a 'query', or htpasswd:FILE";
+        if let Some(file) = text.strip_prefix("htpasswd:") {
+            let is_name = !file.is_empty() && !file.contains('\0');
+            return is_name.then(|| UserStore::Htpasswd(PathBuf::from(file))).ok_or(ValueError::Form(FORM));
+        }
+        match text.split_once("://").map(|(scheme, _)| scheme) {
+            Some("postgres" | "postgresql") => DatabaseUrl::parse(text).map(UserStore::Postgres),
+            Some("mysql" | "mariadb") => DatabaseUrl::parse(text).map(UserStore::MySql),
+            _ => sqlite_file(text, FORM).map(UserStore::Sqlite),
+        }
     }
 }
 
 impl fmt::Display for UserStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let UserStore::Sqlite(file) = self;
-        write!(f, "sqlite:{}", file.display())
+        match self {
+            UserStore::Sqlite(file) => write!(f, "sqlite:{}", file.display()),
+            UserStore::Htpasswd(file) => write!(f, "htpasswd:{}", file.display()),
+            UserStore::Postgres(url) | UserStore::MySql(url) => url.fmt(f),
+        }
     }
 }
 

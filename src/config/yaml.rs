@@ -109,7 +109,7 @@ pub fn parse(text: &str) -> Result<Node, Box<Diagnostic>> {
     let mut root: Node = serde_yaml::from_str_with_options(protected.as_deref().unwrap_or(text), options())
         .map_err(|error| diagnostic(&error, braces))?;
     if matches!(root.kind, Kind::Null) {
-        return Err(Box::new(Diagnostic::error(Position { line: 1, column: 1 }, Problem::Empty)));
+        return Err(Box::new(Diagnostic::error(Position::in_file(1, 1), Problem::Empty)));
     }
     if let Some(braces) = braces {
         braces.restore_in(&mut root);
@@ -149,7 +149,7 @@ fn diagnostic(error: &serde_yaml::Error, braces: Option<Braces>) -> Box<Diagnost
     let place = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
     let at = error
         .location()
-        .map(|location| Position { line: place(location.line()), column: place(location.column()) })
+        .map(|location| Position::in_file(place(location.line()), place(location.column())))
         .unwrap_or_default();
     let mut cause = error.without_snippet();
     while let Error::AliasError { error, .. } = cause {
@@ -255,7 +255,7 @@ impl Braces {
 
 fn position(location: serde_yaml::Location) -> Position {
     let bounded = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-    Position { line: bounded(location.line()), column: bounded(location.column()) }
+    Position::in_file(bounded(location.line()), bounded(location.column()))
 }
 
 impl<'de> Deserialize<'de> for Node {
@@ -377,7 +377,7 @@ mod tests {
     }
 
     fn at(line: u32, column: u32) -> Option<Position> {
-        Some(Position { line, column })
+        Some(Position::in_file(line, column))
     }
 
     #[test]

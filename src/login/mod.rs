@@ -1,13 +1,14 @@
 //! Credentials in, token out.
 //!
 //! [`body`] reads what was sent, [`throttle`] says who may try (and [`guard`] is how the gateway runs it),
-//! [`password`] checks it against a [`hash`] in a [`pool`] of its own, [`cors`] says who else's pages may
+//! [`password`] checks it against a [`hash`] in a [`pool`] of its own, or the CMS's own [`endpoint`] does, [`cors`] says who else's pages may
 //! ask; [`session`] ends what a login began; [`page`] is what browsers show, and [`next`] where they go from
 //! there. Wrong password, unknown user and disabled user are one answer, byte for byte, and cost the same
 //! time; the log alone tells them apart. Not here: who may do what with the token (`policy`).
 
 pub mod body;
 pub mod cors;
+pub mod endpoint;
 pub mod guard;
 pub mod hash;
 pub mod next;
@@ -17,21 +18,24 @@ pub mod pool;
 pub mod session;
 pub mod throttle;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::SET_COOKIE;
-use http::{Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use serde_json::Value;
 
 use crate::config::{recipe::HashPolicy, snapshot::LoginSettings};
-use crate::store::{StoreError, UserRecord, Users};
+use crate::store::sessions::local_subject;
+use crate::store::{StoreError, UnusableUser, UserRecord, Users, folded};
 use crate::token::{Session, Signer, Subject};
 use crate::wire::answer::{LockedBy, Refusal, WrongCredentials, json};
 use crate::wire::cookies;
 use body::{BodyError, FieldNames};
+use endpoint::{Accepted, Endpoint};
 use guard::Guard;
 use password::{HashError, Hasher, NewPassword, Password, Verdict};
 use session::LiveSessions;
@@ -42,10 +46,18 @@ const SAMPLE: u32 = 10_000;
 
 /// What a login needs beside the configuration.
 pub struct Login {
-    users: Arc<dyn Users>,
+    authority: Authority,
     sessions: Arc<LiveSessions>,
     guard: Guard,
     hasher: Hasher,
+}
+
+/// Who knows whose a name and a password are.
+pub enum Authority {
+    /// A store of users, whose password hashes are checked here.
+    Store(Arc<dyn Users>),
+    /// The CMS, which checks them itself.
+    Endpoint(Box<Endpoint>),
 }
 
 /// One request to the login path.
@@ -58,6 +70,8 @@ pub struct Attempt {
     pub client: IpAddr,
     /// Unix seconds.
     pub now: u64,
+    /// When a session that begins now is over at the latest, in Unix seconds.
+    pub sessions_end: u64,
 }
 
 /// What became of an attempt.
@@ -74,13 +88,13 @@ impl Login {
     /// `cores` are what the machine has, on which passwords are checked; `policy` says which weak hashes
     /// are believed.
     pub fn new(
-        users: Arc<dyn Users>,
+        authority: Authority,
         sessions: Arc<LiveSessions>,
         guard: Guard,
         cores: usize,
         policy: HashPolicy,
     ) -> Self {
-        Self { users, sessions, guard, hasher: Hasher::new(pool::threads_for(cores), policy) }
+        Self { authority, sessions, guard, hasher: Hasher::new(pool::threads_for(cores), policy) }
     }
 
     /// Who may try, and when again.
@@ -91,15 +105,19 @@ impl Login {
     /// Looks at what the users' hashes cost, so that unknown names take as long from the first login on.
     /// A store that fails here is no reason not to start: logins will say so.
     pub async fn prepare(&self) {
-        match self.users.sample(SAMPLE).await {
+        let Authority::Store(users) = &self.authority else { return };
+        match users.sample(SAMPLE).await {
             Ok(users) => self.hasher.learn(&users),
             Err(error) => tracing::warn!(%error, "the user store could not be looked at"),
         }
     }
 
-    /// The user store, for whoever has to know that it answers.
-    pub fn users(&self) -> &dyn Users {
-        &*self.users
+    /// The user store, for whoever has to know that it answers; `None` where the CMS alone knows its users.
+    pub fn users(&self) -> Option<&dyn Users> {
+        match &self.authority {
+            Authority::Store(users) => Some(&**users),
+            Authority::Endpoint(_) => None,
+        }
     }
 
     /// Answers one attempt.
@@ -118,7 +136,7 @@ impl Login {
             username: settings.username_field.clone(),
             password: settings.password_field.clone(),
         };
-        let Attempt { content_type, body, client, now } = attempt;
+        let Attempt { content_type, body, client, now, sessions_end } = attempt;
         let parsed = body::parse(content_type.as_deref(), &body, &names);
         // It may be a while until it is this one's turn.
         drop(body);
@@ -128,44 +146,122 @@ impl Login {
         };
         let user = Some(credentials.username.clone());
         let limits = Limits { pair: settings.max_failures, network: settings.max_failures_per_address };
-        let pass = match self.guard.admit(limits, &credentials.username, client).await {
+        let refused = |user, refusal| Attempted { user, answer: Err(refusal), locks: Vec::new() };
+        let account = self.account(&credentials.username);
+        let mut pass = match self.guard.admit(limits, &account, client).await {
             Ok(pass) => pass,
-            Err(refusal) => return Attempted { user, answer: Err(refusal), locks: Vec::new() },
+            Err(refusal) => return refused(user, refusal),
         };
-        let checked = self.check(credentials).await;
+        let found = self.look_up(&credentials).await;
+        // A CMS may know a user by several names, or by one in several spellings: their failures are counted once.
+        if let Ok(Found::User(found)) = &found
+            && let known_as = self.account(&found.username)
+            && known_as != account
+        {
+            pass.settle(Outcome::Void);
+            pass = match self.guard.admit(limits, &known_as, client).await {
+                Ok(pass) => pass,
+                Err(refusal) => return refused(user, refusal),
+            };
+        }
+        let checked = match found {
+            Ok(Found::Elsewhere(endpoint)) => {
+                self.ask(endpoint, &credentials, client, now, sessions_end).await
+            }
+            Ok(found) => self.check(credentials, found, now, sessions_end).await,
+            Err(refusal) => Err(refusal),
+        };
         let locks = pass.settle(match &checked {
             Ok(_) => Outcome::Right,
             Err(Refusal::WrongCredentials(_)) => Outcome::Failed,
             // Nobody has learnt whether the password is right.
             Err(_) => Outcome::Void,
         });
-        let answer = checked.and_then(|(found, generation)| {
+        let answer = checked.and_then(|Checked { user, generation, cookies }| {
             let signer = signer.ok_or(Refusal::Internal("there is no signing key"))?;
             let session = Session::begin(now, ttl, generation);
-            answer_with_token(settings, signer, &found, &session, now)
+            let mut answer = answer_with_token(settings, signer, &user, &session, now)?;
+            // The gateway's own is not the CMS's to set.
+            let own = settings.cookie.as_ref().map(|cookie| cookie.name.as_str());
+            for cookie in cookies.into_iter().filter(|cookie| cookies::name_of(cookie) != own) {
+                answer.headers_mut().append(SET_COOKIE, cookie);
+            }
+            Ok(answer)
         });
         Attempted { user, answer, locks }
     }
 
+    /// The account that failures of a name are counted for. The gateway's own store compares names as the
+    /// throttle does; how another system does is not known, so that names which may be one there are one.
+    fn account<'n>(&self, name: &'n str) -> Cow<'n, str> {
+        if self.users().is_some_and(Users::is_own) { Cow::Borrowed(name) } else { Cow::Owned(folded(name)) }
+    }
+
+    async fn look_up(&self, credentials: &body::Credentials) -> Result<Found<'_>, Refusal> {
+        let Some(name) = credentials.name_to_look_up() else { return Ok(Found::Nobody) };
+        let users = match &self.authority {
+            Authority::Store(users) => users,
+            Authority::Endpoint(endpoint) => return Ok(Found::Elsewhere(endpoint)),
+        };
+        match users.find(name).await {
+            Ok(found) => Ok(found.map_or(Found::Nobody, Found::User)),
+            Err(error @ StoreError::UnusableUser(..)) => {
+                tracing::warn!(%error, "a user of the CMS cannot be let in");
+                Ok(Found::Unusable(match error {
+                    StoreError::UnusableUser(_, UnusableUser::NoRole { .. }) => WrongCredentials::NoRole,
+                    _ => WrongCredentials::UnusableUser,
+                }))
+            }
+            Err(error) => Err(store_failed(&error)),
+        }
+    }
+
+    /// Has the CMS say who somebody is.
+    async fn ask(
+        &self,
+        endpoint: &Endpoint,
+        credentials: &body::Credentials,
+        client: IpAddr,
+        now: u64,
+        sessions_end: u64,
+    ) -> Result<Checked, Refusal> {
+        let Accepted { user, cookies } = endpoint.check(credentials, client).await?;
+        // Another role than at the last login ends what that one began.
+        self.sessions.notice(&user, now, sessions_end).await?;
+        let generation = self.sessions.generation(local_subject(&user.id)).await;
+        Ok(Checked { user, generation, cookies })
+    }
+
     /// The user, and the mark that the token is to carry.
-    async fn check(&self, credentials: body::Credentials) -> Result<(UserRecord, u64), Refusal> {
-        let user = match credentials.name_to_look_up() {
-            Some(name) => self.users.find(name).await.map_err(|error| store_failed(&error))?,
-            None => None,
+    async fn check(
+        &self,
+        credentials: body::Credentials,
+        found: Found<'_>,
+        now: u64,
+        sessions_end: u64,
+    ) -> Result<Checked, Refusal> {
+        let (user, otherwise) = match found {
+            Found::User(user) => (Some(user), WrongCredentials::WrongPassword),
+            Found::Nobody | Found::Elsewhere(_) => (None, WrongCredentials::UnknownUser),
+            Found::Unusable(why) => (None, why),
         };
         // For a store of the gateway's own, a second copy to hash anew; zeroed when dropped.
+        let is_own = self.users().is_some_and(Users::is_own);
         let again = (user.as_ref())
-            .filter(|user| self.users.is_own() && self.hasher.wants_upgrade(&credentials.password, user))
+            .filter(|user| is_own && self.hasher.wants_upgrade(&credentials.password, user))
             .map(|_| Password::new(credentials.password.as_bytes().to_vec()));
         match self.hasher.verify(credentials.password, &credentials.username, user.as_ref()).await {
             Ok(Verdict::Matches) => {
                 let checked = user.ok_or(Refusal::Internal("a password matched nobody's"))?;
-                self.as_of_now(&checked, again).await
+                if !is_own {
+                    self.sessions.notice(&checked, now, sessions_end).await?;
+                }
+                let (user, generation) = self.as_of_now(&checked, again).await?;
+                Ok(Checked { user, generation, cookies: Vec::new() })
             }
             Ok(Verdict::Differs) => Err(Refusal::WrongCredentials(match &user {
-                None => WrongCredentials::UnknownUser,
                 Some(user) if user.disabled => WrongCredentials::DisabledUser,
-                Some(_) => WrongCredentials::WrongPassword,
+                _ => otherwise,
             })),
             Ok(Verdict::Unusable(why)) => {
                 tracing::error!(user = ?user.map(|user| user.username), %why, "a stored password hash cannot be used");
@@ -186,8 +282,12 @@ impl Login {
         checked: &UserRecord,
         again: Option<Password>,
     ) -> Result<(UserRecord, u64), Refusal> {
-        let found = self.sessions.find_user(&*self.users, &checked.username).await;
-        let found = found.map_err(|error| store_failed(&error))?;
+        let Some(users) = self.users() else { return Err(Refusal::UserStore) };
+        let found = match self.sessions.find_user(users, &checked.username).await {
+            // They have just become one.
+            Err(StoreError::UnusableUser(..)) => None,
+            found => found.map_err(|error| store_failed(&error))?,
+        };
         let Some((user, generation)) = found.filter(|(user, _)| user.id == checked.id) else {
             return Err(Refusal::WrongCredentials(WrongCredentials::UnknownUser));
         };
@@ -219,13 +319,33 @@ impl Login {
     async fn upgrade(&self, user: &UserRecord, password: Password) {
         let Ok(password) = NewPassword::parse(password) else { return };
         let Ok(hash) = self.hasher.hash(password).await else { return };
-        match self.users.upgrade_hash(&user.username, &user.password_hash, &hash).await {
+        let Some(users) = self.users() else { return };
+        match users.upgrade_hash(&user.username, &user.password_hash, &hash).await {
             Ok(()) => tracing::info!(user = user.username, "a password hash was upgraded to Argon2id"),
             Err(error) => {
                 tracing::warn!(%error, user = user.username, "a password hash could not be upgraded");
             }
         }
     }
+}
+
+/// Whom a name is for.
+enum Found<'l> {
+    User(UserRecord),
+    Nobody,
+    /// The CMS knows.
+    Elsewhere(&'l Endpoint),
+    /// Somebody whom no password lets in.
+    Unusable(WrongCredentials),
+}
+
+/// Whose password was right.
+struct Checked {
+    user: UserRecord,
+    /// The mark that the token is to carry.
+    generation: u64,
+    /// Of the CMS, to be handed on.
+    cookies: Vec<HeaderValue>,
 }
 
 fn store_failed(error: &StoreError) -> Refusal {
@@ -248,7 +368,7 @@ fn answer_with_token(
     let body = settings.response.render(&|name| match name {
         "token" => Value::from(issued.token.as_str()),
         "expires_in" => Value::from(issued.expires_at.saturating_sub(now)),
-        "user.id" => Value::from(user.id),
+        "user.id" => Value::from(&user.id),
         "user.username" => Value::from(user.username.as_str()),
         "user.name" => Value::from(user.name.as_deref()),
         "user.email" => Value::from(user.email.as_deref()),

@@ -297,7 +297,7 @@ mod tests {
 
     fn user(password_hash: String, disabled: bool) -> UserRecord {
         UserRecord {
-            id: 1,
+            id: crate::store::UserId::Number(1),
             username: "vera".into(),
             password_hash,
             password_salt: None,

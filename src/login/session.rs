@@ -14,11 +14,13 @@ use tokio::sync::watch;
 
 use super::answer_with_token;
 use crate::config::snapshot::Snapshot;
+use crate::observe::audit::UserChange;
 use crate::store::sessions::{
-    Change, Rotated, Rotation, Sessions, Successor, end_user, find_with_generation,
+    Change, Rotated, Rotation, Seen, Sessions, Successor, end_user, find_with_generation, local_subject,
 };
-use crate::store::{StoreError, UserRecord, Users};
+use crate::store::{StoreError, UnusableUser, UserRecord, Users};
 use crate::token::issue::random_id;
+use crate::token::revoked::Key;
 use crate::token::{Ancestor, Claims, InvalidToken, Issued, Revocations, Session, Subject, VerifiedClaims};
 use crate::wire::answer::{Refusal, no_content};
 
@@ -56,7 +58,8 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn refused(refusal: Refusal) -> Self {
+    /// Nothing was changed.
+    pub fn refused(refusal: Refusal) -> Self {
         Self { outcome: refusal.code(), answer: Err(refusal), ended: None }
     }
 }
@@ -151,12 +154,83 @@ impl LiveSessions {
         users: &dyn Users,
         username: &str,
     ) -> Result<Option<(UserRecord, u64)>, StoreError> {
-        find_with_generation(users, username, async |subject| {
-            let known = self.revoked.generation(subject);
-            let Some(store) = self.store() else { return Ok(known) };
-            Ok(store.generation(subject).await.map_or(known, |stored| stored.max(known)))
-        })
-        .await
+        find_with_generation(users, username, async |subject| Ok(self.generation(subject).await)).await
+    }
+
+    /// The mark on a user, as far as it is known; see [`find_user`](LiveSessions::find_user).
+    pub async fn generation(&self, subject: Key) -> u64 {
+        let known = self.revoked.generation(subject);
+        let Some(store) = self.store() else { return known };
+        store.generation(subject).await.map_or(known, |stored| stored.max(known))
+    }
+
+    /// Remembers who a user of another system is, whose session lasts until `until` at most, so that a change over
+    /// there can be found; where they have changed since they were last seen, ends what they had from before.
+    ///
+    /// # Errors
+    /// `SessionStore`: nobody would notice a change, so there is to be no session.
+    pub async fn notice(&self, user: &UserRecord, now: u64, until: u64) -> Result<(), Refusal> {
+        let store = self.store().ok_or(Refusal::SessionStore)?;
+        let noticing = async {
+            let seen = Seen::of(user, until);
+            if let Some(before) = store.seen(seen.subject).await?
+                && (before.password != seen.password || before.role != seen.role)
+            {
+                // First, since what is noted is not looked at again.
+                self.end_all(&**store, seen.subject, now).await?;
+            }
+            store.note(seen).await
+        };
+        noticing.await.map_err(|error| store_failed(&error))
+    }
+
+    /// Looks at a user of another system again, and ends all their sessions if they are another than they were.
+    ///
+    /// # Errors
+    /// Those of either store; nothing is ended then.
+    pub async fn look_again(
+        &self,
+        users: &dyn Users,
+        seen: &Seen,
+        now: u64,
+    ) -> Result<Option<UserChange>, StoreError> {
+        let Some(store) = self.store() else { return Ok(None) };
+        let found = match users.find(&seen.username).await {
+            Err(StoreError::UnusableUser(_, UnusableUser::NoRole { .. })) => Err(UserChange::Role),
+            Err(StoreError::UnusableUser(..)) => Err(UserChange::Disabled),
+            Err(error) => return Err(error),
+            Ok(None) => Err(UserChange::Removed),
+            Ok(Some(user)) if local_subject(&user.id) != seen.subject => Err(UserChange::Removed),
+            Ok(Some(user)) if user.disabled => Err(UserChange::Disabled),
+            Ok(Some(user)) => Ok(user),
+        };
+        let change = match found {
+            Ok(user) => {
+                let now_is = Seen::of(&user, seen.until);
+                let change = if now_is.role != seen.role {
+                    UserChange::Role
+                } else if now_is.password != seen.password {
+                    UserChange::Password
+                } else {
+                    return Ok(None);
+                };
+                self.end_all(&**store, seen.subject, now).await?;
+                store.note(now_is).await?;
+                change
+            }
+            Err(change) => {
+                self.end_all(&**store, seen.subject, now).await?;
+                store.forget(seen.subject).await?;
+                change
+            }
+        };
+        Ok(Some(change))
+    }
+
+    async fn end_all(&self, store: &dyn Sessions, subject: Key, now: u64) -> Result<(), StoreError> {
+        let change = end_user(store, subject, true, now).await?;
+        self.learn(&change);
+        Ok(())
     }
 
     /// Ends the session that a token belongs to, or everything that its user has. 204; what was over
@@ -216,6 +290,9 @@ impl LiveSessions {
         let store = self.store().ok_or(Refusal::SessionStore)?;
         let user = self.owner(users, claims).await?;
         let seconds = now.as_secs();
+        if !users.is_own() {
+            self.notice(&user, seconds, snapshot.sessions_end(seconds)).await?;
+        }
         let session_ends = own.auth_time.saturating_add(snapshot.max_session.as_secs());
         if session_ends <= seconds {
             return Err(Refusal::ExpiredToken);
@@ -265,10 +342,14 @@ impl LiveSessions {
     async fn owner(&self, users: &dyn Users, claims: &Claims) -> Result<UserRecord, Refusal> {
         let over = Refusal::InvalidToken(InvalidToken::UserRevoked);
         let Some(username) = &claims.username else { return Err(over) };
-        let found = users.find(username).await.map_err(|error| {
-            tracing::error!(error = %error, "the user store failed during a rotation; nothing was changed");
-            Refusal::SessionStore
-        })?;
+        let found = match users.find(username).await {
+            Err(StoreError::UnusableUser(..)) => return Err(over),
+            Err(error) => {
+                tracing::error!(error = %error, "the user store failed during a rotation; nothing was changed");
+                return Err(Refusal::SessionStore);
+            }
+            Ok(found) => found,
+        };
         found.filter(|user| !user.disabled && user.id.to_string() == claims.subject).ok_or(over)
     }
 }

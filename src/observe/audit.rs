@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::LogFormat;
 use super::lines::{Line, since_epoch};
 use crate::wire::answer::{LockedBy, Refusal};
+use crate::wire::client::shown;
 
 /// An enum whose variants are words of a closed list.
 macro_rules! words {
@@ -236,7 +237,7 @@ impl<'a> Audit<'a> {
         line.optional("key", self.key);
         line.optional("by", self.by);
         if let Some(client) = self.client {
-            line.text("client", &client.to_string());
+            line.text("client", &shown(client));
         }
         line.optional("network", self.network);
         line.optional("reason", self.reason.map(Reason::code));

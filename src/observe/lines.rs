@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::LogFormat;
+use crate::wire::client::shown;
 
 /// Buffers that may wait for the writer before access lines are given up.
 const BACKLOG: usize = 256;
@@ -97,7 +98,7 @@ impl Access<'_> {
     /// Appends the line.
     pub fn write(&self, format: LogFormat, line: &mut Vec<u8>) {
         let mut line = Line::begin(format, "access", since_epoch(), line);
-        line.text("client", &self.client.to_string());
+        line.text("client", &shown(self.client));
         line.text("method", self.method);
         line.text("path", self.path);
         line.number("status", u64::from(self.status));

@@ -7,6 +7,7 @@ use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::config::certificates::Certificate;
 use crate::wire::answer::LockedBy;
 use crate::wire::proxy_protocol::Outcome;
 
@@ -57,6 +58,8 @@ pub struct Metrics {
     revocations: IntGauge,
     stores: IntGaugeVec,
     sessions_read: IntGauge,
+    certificate_expiry: IntGaugeVec,
+    handshakes: [IntCounter; 5],
     jwks_age: IntGaugeVec,
     jwks_failures: IntCounterVec,
 }
@@ -83,6 +86,35 @@ pub enum Store {
     Users,
     /// `sessions`
     Sessions,
+}
+
+/// How a TLS handshake ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Handshake {
+    /// The connection is served.
+    Success,
+    /// The client and we did not come to terms, or it left.
+    Failed,
+    /// It did not come to its end in time.
+    TimedOut,
+    /// The client spoke plain HTTP.
+    PlainHttp,
+    /// Given up in favour of newer ones.
+    Crowded,
+}
+
+impl Handshake {
+    const ALL: [Self; 5] = [Self::Success, Self::Failed, Self::TimedOut, Self::PlainHttp, Self::Crowded];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failed => "failed",
+            Self::TimedOut => "timed_out",
+            Self::PlainHttp => "plain_http",
+            Self::Crowded => "crowded",
+        }
+    }
 }
 
 /// Counters of one rule, resolved when the rules are loaded.
@@ -118,6 +150,10 @@ impl Metrics {
         let responses = register!(IntCounterVec::new(
             build("responses_total", "Responses, by class of status"),
             &["class"]
+        ));
+        let handshakes = register!(IntCounterVec::new(
+            build("tls_handshakes_total", "TLS handshakes with clients, by outcome"),
+            &["outcome"]
         ));
         let info =
             register!(IntGaugeVec::new(build("build_info", "Always 1; says what is running"), &["version"]));
@@ -229,6 +265,14 @@ impl Metrics {
                 "sessions_last_read_timestamp_seconds",
                 "When the session store was last read"
             ))),
+            certificate_expiry: register!(IntGaugeVec::new(
+                build(
+                    "certificate_expiry_timestamp_seconds",
+                    "When a certificate that clients are shown expires"
+                ),
+                &["certificate"]
+            )),
+            handshakes: Handshake::ALL.map(|outcome| handshakes.with_label_values(&[outcome.name()])),
             jwks_age: register!(IntGaugeVec::new(
                 build("jwks_last_refresh_timestamp_seconds", "When a trusted issuer's keys were last read"),
                 &["issuer"]
@@ -288,7 +332,21 @@ impl Metrics {
         self.logins.with_label_values(&[outcome]).inc();
     }
 
-    /// How many keys    /// How many keys of our own there are, and when the one that signs was made (Unix seconds).
+    /// A TLS handshake ended.
+    pub fn handshake(&self, outcome: Handshake) {
+        self.handshakes[outcome as usize].inc();
+    }
+
+    /// The certificates in use: the ones before are forgotten.
+    pub fn certificates(&self, certificates: &[Certificate]) {
+        self.certificate_expiry.reset();
+        for certificate in certificates {
+            let end = i64::try_from(certificate.validity.1).unwrap_or(i64::MAX);
+            self.certificate_expiry.with_label_values(&[&certificate.file]).set(end);
+        }
+    }
+
+    /// How many keys of our own there are, and when the one that signs was made (Unix seconds).
     pub fn keys(&self, count: usize, made: Option<u64>) {
         self.signing_keys.set(i64::try_from(count).unwrap_or(i64::MAX));
         self.signing_key_created.set(made.and_then(|made| i64::try_from(made).ok()).unwrap_or(0));

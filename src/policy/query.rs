@@ -144,11 +144,10 @@ impl Query {
             for pair in raw.split(separators).filter(|pair| !pair.is_empty()) {
                 let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
                 for (name, value) in decodings(name).zip_longest(decodings(value)) {
-                    let value = canonical_value(&value);
-                    if let Some(name) = unclosed_name(&name) {
-                        parameters.push((name, value.clone()));
+                    let names = [Some(canonical_name(&name)), unclosed_name(&name)];
+                    for value in values(&value) {
+                        parameters.extend(names.iter().flatten().map(|name| (name.clone(), value.clone())));
                     }
-                    parameters.push((canonical_name(&name), value));
                 }
             }
         };
@@ -214,6 +213,19 @@ fn unclosed_name(name: &str) -> Option<String> {
     name.contains('[').then(|| canonical_name(&name.replace('[', "_")))
 }
 
+/// What a CMS may make of a value: what it says; that with `\` for `/`, which WordPress cuts from the end as well;
+/// and the word that is left when Joomla's filter for names (`CMD`) has dropped all that no name has.
+fn values(value: &str) -> impl Iterator<Item = String> {
+    let slashed = value.contains('\\').then(|| canonical_value(&value.replace('\\', "/")));
+    let in_a_word = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let is_word = value.chars().all(|c| in_a_word(&c)) && !value.starts_with('.');
+    let word = (!is_word).then(|| {
+        let word: String = value.chars().filter(in_a_word).collect();
+        fold(word.trim_start_matches('.'))
+    });
+    [Some(canonical_value(value)), slashed, word].into_iter().flatten()
+}
+
 /// A value without regard to letter case; one that looks like a path loses doubled and trailing
 /// slashes, because the CMS that routes by it does not care either.
 fn canonical_value(value: &str) -> String {
@@ -256,7 +268,16 @@ mod tests {
             ("rest_route", "/wp/v2/users/*", "rest_route=/wp/v2/users/1", true),
             ("rest_route", "/wp/v2/users/*", "rest_route=/wp/v2/users", true),
             ("rest_route", "/wp/v2/users/*", "rest_route=/wp/v2/userses", false),
+            ("rest_route", "/wp/v2/users", "rest_route=/wp/v2/users%5c", true),
+            ("rest_route", "/wp/v2/users", "rest_route=/wp/v2/users%5c/%5c", true),
+            ("rest_route", "/wp/v2/users", "rest_route=/wp%5cv2%5cusers", true),
+            ("rest_route", "/wp/v2/users/*", "rest_route=%5cwp/v2/users%5c1", true),
             ("option", "*", "option", true),
+            ("option", "com_users", "option=com_users!", true),
+            ("option", "com_users", "option=.com_users", true),
+            ("option", "com_users", "option=c%20om_/us%00ers", true),
+            ("option", "com_users", "option=com_users2", false),
+            ("option", "com_users", "option=com-users", false),
             ("option", "*", "options=1", false),
             ("option", "com_users", "option=com_users%00", true),
             ("option", "com_users", "option=%zz", false),

@@ -19,6 +19,8 @@ pub enum BodyError {
     Broken(hyper::Error),
     /// It is larger than `limits.body_bytes`.
     TooLarge,
+    /// It stopped arriving.
+    TooSlow,
 }
 
 impl std::fmt::Display for BodyError {
@@ -26,6 +28,7 @@ impl std::fmt::Display for BodyError {
         match self {
             Self::Broken(_) => f.write_str("the body broke off"),
             Self::TooLarge => f.write_str("the body is too large"),
+            Self::TooSlow => f.write_str("the body stopped arriving"),
         }
     }
 }
@@ -34,8 +37,64 @@ impl std::error::Error for BodyError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Broken(error) => Some(error),
-            Self::TooLarge => None,
+            Self::TooLarge | Self::TooSlow => None,
         }
+    }
+}
+
+/// Whether a client goes on sending, where the connection itself does not tell.
+pub trait Pace {
+    /// Nothing has come: whether that has been so for too long. If not, the task will be woken to ask again.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> bool;
+    /// Something has come.
+    fn moves(&mut self);
+}
+
+/// A request's body as the client sends it.
+pub struct FromClient {
+    incoming: Incoming,
+    /// `None` for HTTP/1, where the connection's guard knows.
+    pace: Option<Box<dyn Pace>>,
+}
+
+impl FromClient {
+    /// The body of a connection that carries one request at a time.
+    pub fn new(incoming: Incoming) -> Self {
+        Self { incoming, pace: None }
+    }
+
+    /// The body of a stream among others.
+    pub fn paced(incoming: Incoming, pace: Box<dyn Pace>) -> Self {
+        Self { incoming, pace: Some(pace) }
+    }
+}
+
+impl Body for FromClient {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.incoming).poll_frame(cx);
+        if let Some(pace) = &mut this.pace {
+            match polled.is_pending() {
+                true if pace.poll_late(cx) => return Poll::Ready(Some(Err(BodyError::TooSlow))),
+                true => {}
+                false => pace.moves(),
+            }
+        }
+        polled.map(|frame| frame.map(|frame| frame.map_err(BodyError::Broken)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
     }
 }
 
@@ -46,7 +105,7 @@ pub enum RequestBody {
     /// As it comes from the client.
     Streaming {
         /// The client's.
-        incoming: Incoming,
+        incoming: FromClient,
         /// How many bytes may still come.
         left: u64,
         /// Which trailers may not pass.
@@ -90,7 +149,7 @@ impl Body for RequestBody {
         progress.waits_for_client.set(polled.is_pending());
         let Some(frame) = ready!(polled) else { return Poll::Ready(None) };
         progress.last.set(Instant::now());
-        let frame = frame.map_err(BodyError::Broken)?;
+        let frame = frame?;
         if let Some(data) = frame.data_ref() {
             *left = left.checked_sub(data.len() as u64).ok_or(BodyError::TooLarge)?;
             return Poll::Ready(Some(Ok(frame)));

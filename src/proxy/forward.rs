@@ -1,6 +1,9 @@
 //! Sends a permitted request on and brings the response back.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http::header::{
@@ -40,7 +43,7 @@ pub struct Forwarded {
 pub async fn forward(
     _permit: Permit,
     upstream: &Rc<Upstream>,
-    request: Request<RequestBody>,
+    mut request: Request<RequestBody>,
     asks: Asks,
     progress: Option<Rc<Progress>>,
     response_timeout: Duration,
@@ -50,7 +53,7 @@ pub async fn forward(
 ) -> Result<Forwarded, Refusal> {
     let mut lease = upstream.lease(false, now).await?;
     let repeatable = !asks.websocket && may_repeat(&request);
-    let request = prepare(request, upstream, asks);
+    prepare(&mut request, upstream, asks);
     let error =
         match send(&mut lease, request, repeatable, progress.as_deref(), response_timeout, timer).await {
             Ok(response) => return Ok(Forwarded { response, lease }),
@@ -91,8 +94,8 @@ fn may_repeat(request: &Request<RequestBody>) -> bool {
 }
 
 /// Puts a request into the form in which it goes on.
-fn prepare(request: Request<RequestBody>, upstream: &Upstream, asks: Asks) -> Request<RequestBody> {
-    let mut request = in_origin_form(request);
+fn prepare(request: &mut Request<RequestBody>, upstream: &Upstream, asks: Asks) {
+    in_origin_form(request);
     let streams = matches!(request.body(), RequestBody::Streaming { .. });
     let headers = request.headers_mut();
     if !headers.contains_key(HOST) {
@@ -109,7 +112,6 @@ fn prepare(request: Request<RequestBody>, upstream: &Upstream, asks: Asks) -> Re
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONNECTION, HeaderValue::from_static("te"));
     }
-    request
 }
 
 enum SendError {
@@ -138,7 +140,17 @@ async fn send(
 ) -> Result<Response<Incoming>, SendError> {
     let begin = lease.since;
     let since = || progress.map_or(Some(begin), Progress::last);
-    match timer.within(limit, since, lease.send(request, repeatable)).await {
+    let mut response = pin!(lease.begin(request, repeatable));
+    let answered = poll_fn(|cx| {
+        lease.drive(cx);
+        // Driving is what makes it come, so nobody has to be woken for it.
+        match response.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answered) => Poll::Ready(Some(answered)),
+            Poll::Pending if timer.poll_over(cx, limit, since) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    });
+    match answered.await {
         None => Err(SendError::TimedOut),
         Some(Ok(response)) if has_other_coding(&response) => Err(SendError::UnknownCoding),
         Some(Ok(response)) => Ok(response),
@@ -162,6 +174,7 @@ fn classify(error: &hyper::Error) -> Refusal {
     while let Some(cause) = source {
         match cause.downcast_ref::<BodyError>() {
             Some(BodyError::TooLarge) => return Refusal::BodyTooLarge,
+            Some(BodyError::TooSlow) => return Refusal::Head(HeadError::BodyTooSlow),
             // Its trailers, for instance; a client that has gone does not hear it.
             Some(BodyError::Broken(_)) => return Refusal::Head(HeadError::Chunk),
             None => {}
@@ -172,14 +185,13 @@ fn classify(error: &hyper::Error) -> Refusal {
 }
 
 /// Path and query alone; the rest of an absolute-form target has been compared with Host already.
-fn in_origin_form(mut request: Request<RequestBody>) -> Request<RequestBody> {
+fn in_origin_form(request: &mut Request<RequestBody>) {
     if request.uri().authority().is_some() {
         let mut parts = http::uri::Parts::default();
         parts.path_and_query = request.uri().path_and_query().cloned();
         *request.uri_mut() = http::Uri::from_parts(parts).unwrap_or_default();
     }
     *request.version_mut() = Version::HTTP_11;
-    request
 }
 
 /// Whether the upstream switched to what was asked for, or to something that nobody asked for.

@@ -179,7 +179,7 @@ impl Link {
 
 /// A connection that one request has to itself. Dropped before [`Lease::release`], it is closed.
 ///
-/// Whoever has it drives it: with the task of the request, in [`Lease::send`] and [`Lease::poll_frame`].
+/// Whoever has it drives it: with the task of the request, by [`Lease::drive`] and [`Lease::poll_frame`].
 pub struct Lease {
     link: Box<Link>,
     /// Whether it has served a request before: then it may have gone stale.
@@ -318,26 +318,23 @@ impl Upstream {
 }
 
 impl Lease {
-    /// Sends a request and waits for the head of its response. `repeatable`: it has no body, and
-    /// [`Lease::sent`] can be asked for it.
+    /// Hands a request over: the future completes with the head of its response, provided that
+    /// [`Lease::drive`] is called. `repeatable`: it has no body, and [`Lease::sent`] can be asked for it.
     ///
     /// # Errors
     /// hyper's, with the request itself if nothing of it was sent.
-    #[allow(clippy::result_large_err)]
-    pub async fn send(
+    pub fn begin(
         &mut self,
         request: Request<RequestBody>,
         repeatable: bool,
-    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
-        let link = &mut *self.link;
-        link.record.begin(repeatable);
-        let mut response = std::pin::pin!(link.requests.try_send_request(request));
-        poll_fn(|cx| {
-            link.drive(Some(cx.waker()));
-            // Driving is what makes it come, so nobody else has to be woken for it.
-            response.as_mut().poll(&mut Context::from_waker(Waker::noop()))
-        })
-        .await
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
+        self.link.record.begin(repeatable);
+        self.link.requests.try_send_request(request)
+    }
+
+    /// Reads and writes what can be; the task is woken when there is more to do.
+    pub fn drive(&mut self, cx: &Context<'_>) {
+        self.link.drive(Some(cx.waker()));
     }
 
     /// The repeatable request that was last sent, if all of it was.
@@ -345,7 +342,7 @@ impl Lease {
         read_back(&self.link.record.bytes.borrow())
     }
 
-    /// The next piece of the response's body; `body` came with the response of [`Lease::send`].
+    /// The next piece of the response's body; `body` came with the response of [`Lease::begin`].
     pub fn poll_frame(
         &mut self,
         body: &mut Incoming,

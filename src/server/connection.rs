@@ -5,9 +5,9 @@
 //! `header_timeout`; everything else may take as long as it likes while it moves.
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,13 +15,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 
-use super::worker::{ConnectionCount, Worker};
+use super::listener::Arrival;
+use super::worker::{ConnectionCount, Local, Worker};
+use crate::proxy::AnswerBody;
 use crate::timer::LazyTimer;
 use crate::wire::answer::Refusal;
 use crate::wire::client::Peer;
@@ -32,7 +36,7 @@ use crate::wire::hygiene::{Guard, HeadError, HeadLimits, Piece};
 const BUFFER: usize = 128 * 1024;
 
 /// How long the last bytes of a refusal may take to leave.
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
 
 /// What the guard and the handler tell each other about a connection. Both run on the same thread;
 /// atomics only because hyper wants the connection's I/O to be `Send` for upgrades.
@@ -43,11 +47,13 @@ pub struct Flags {
     verdict: Mutex<Option<HeadError>>,
     /// The verdict is on a head: there is no request that a handler could answer.
     unread: AtomicBool,
+    /// That head begins as one of HEAD does.
+    to_head: AtomicBool,
     turn: Mutex<Turn>,
     /// Since when the client neither sends the body that is waited for nor takes what it is sent.
     still: Mutex<Option<Instant>>,
     /// Others need what it holds: from now on standing still is not waited for.
-    hurried: AtomicBool,
+    pub(super) hurried: AtomicBool,
 }
 
 /// Whose turn it is between an answer and the next message.
@@ -104,6 +110,11 @@ impl Flags {
         io::Error::new(io::ErrorKind::InvalidData, why)
     }
 
+    /// The rest of a body is not waited for any longer.
+    pub(super) fn give_up_body(&self) {
+        self.refuse(HeadError::BodyTooSlow, false);
+    }
+
     fn is_in_flight(&self) -> bool {
         self.in_flight.load(Ordering::Relaxed)
     }
@@ -113,35 +124,24 @@ impl Flags {
         self.still.lock().unwrap_or_else(PoisonError::into_inner).filter(|_| self.is_in_flight())
     }
 
-    fn stands_still(&self, since: Instant) {
+    pub(super) fn stands_still(&self, since: Instant) {
         *self.still.lock().unwrap_or_else(PoisonError::into_inner) = Some(since);
     }
 
-    fn moves(&self) {
+    pub(super) fn moves(&self) {
         *self.still.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.hurried.store(false, Ordering::Relaxed);
     }
 }
 
-/// What those who connect come for: the listener that they came through says so.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Door {
-    /// To have their requests answered: clients.
-    Public,
-    /// To be told whether they may forward a request themselves: load balancers.
-    ForwardAuth,
-}
-
 /// One connection, as its handlers see it.
 pub struct Connection {
-    /// What its requests are for.
-    pub door: Door,
     /// Shared with the guard.
     pub flags: Arc<Flags>,
     /// The other end; made anew when the configuration that says whom to trust changes.
     pub peer: RefCell<(u64, Peer)>,
-    /// The other end's address.
-    pub address: SocketAddr,
+    /// Where it comes from and what it speaks.
+    pub arrival: Arrival,
     /// For the deadline of the upstream's response: one request at a time.
     pub timer: Cell<LazyTimer>,
     /// The request at hand has been allowed, and holds a connection to the upstream or waits for one.
@@ -149,10 +149,47 @@ pub struct Connection {
     waker: RefCell<Option<Waker>>,
     closing: Cell<bool>,
     /// Given back when everything about it has ended, what follows an upgrade included.
-    _count: ConnectionCount,
+    count: Rc<ConnectionCount>,
 }
 
 impl Connection {
+    /// One that has just been accepted.
+    pub fn new(active: &Local, arrival: Arrival, count: ConnectionCount) -> Rc<Self> {
+        let peer = (active.generation(), arrival.peer(active.trusted_proxies()));
+        Self::with(peer, arrival, Rc::new(count))
+    }
+
+    /// What a stream of HTTP/2 has instead of a connection of its own.
+    pub fn for_stream(&self) -> Rc<Self> {
+        Self::with(self.peer.borrow().clone(), self.arrival, Rc::clone(&self.count))
+    }
+
+    fn with(peer: (u64, Peer), arrival: Arrival, count: Rc<ConnectionCount>) -> Rc<Self> {
+        Rc::new(Self {
+            flags: Arc::default(),
+            peer: RefCell::new(peer),
+            arrival,
+            timer: Cell::default(),
+            forwarded: Cell::new(false),
+            waker: RefCell::default(),
+            closing: Cell::new(false),
+            count,
+        })
+    }
+
+    /// The task at hand is the one to be woken for news of this connection.
+    pub(super) fn expect_wake(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if waker.is_none() {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    /// Whether it has to end after what is under way.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
     /// Ends the connection after the response that is under way, or at once if there is none.
     pub fn close_soon(&self) {
         self.closing.set(true);
@@ -184,34 +221,29 @@ pub struct ConnectionLimits {
     pub idle_timeout: Duration,
 }
 
-/// Serves `stream`, whose other end is at `address` and came through `door`, until either side has had enough.
-pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+/// Serves `stream`, which comes from `arrival`, until either side has had enough: `answer` is asked for each
+/// request.
+pub async fn serve<S, A, F>(
     worker: Rc<Worker>,
     stream: S,
-    address: SocketAddr,
-    door: Door,
+    arrival: Arrival,
     count: ConnectionCount,
-) {
+    answer: A,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    A: Fn(Rc<Worker>, Rc<Connection>, Request<Incoming>) -> F,
+    F: Future<Output = Result<Response<AnswerBody>, Infallible>>,
+{
     let active = worker.active();
     let limits = active.connection_limits();
-    let flags = Arc::new(Flags::default());
-    let connection = Rc::new(Connection {
-        door,
-        flags: Arc::clone(&flags),
-        peer: RefCell::new((active.generation(), Peer::new(address, active.trusted_proxies()))),
-        address,
-        timer: Cell::default(),
-        forwarded: Cell::new(false),
-        waker: RefCell::default(),
-        closing: Cell::new(false),
-        _count: count,
-    });
+    let connection = Connection::new(&active, arrival, count);
+    let flags = Arc::clone(&connection.flags);
     drop(active);
     let remembered = worker.remember(&connection);
 
     let service = service_fn({
         let (worker, connection) = (Rc::clone(&worker), Rc::clone(&connection));
-        move |request| Rc::clone(&worker).handle(Rc::clone(&connection), request)
+        move |request| answer(Rc::clone(&worker), Rc::clone(&connection), request)
     });
     let mut http = http1::Builder::new();
     http.max_header_size(limits.head.head_bytes.max(8192))
@@ -225,9 +257,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let mut told = false;
     // To hyper a refused head looks as if the client had closed: what was answered before goes out first.
     let _ = poll_fn(|cx| {
-        if connection.waker.borrow().is_none() {
-            *connection.waker.borrow_mut() = Some(cx.waker().clone());
-        }
+        connection.expect_wake(cx);
         if !told && connection.closing.get() {
             told = true;
             Pin::new(&mut serving).graceful_shutdown();
@@ -247,16 +277,22 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
 async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(
     worker: &Rc<Worker>,
     connection: &Connection,
-    mut io: Guarded<S>,
+    io: Guarded<S>,
     why: HeadError,
 ) {
-    let bytes = worker.refuse_unread(connection, &Refusal::Head(why));
+    let to_head = connection.flags.to_head.load(Ordering::Relaxed);
+    let bytes = worker.refuse_unread(connection.arrival.address.ip(), &Refusal::Head(why), to_head);
+    say_farewell(io.stream, &bytes).await;
+}
+
+/// Writes the last that a client hears, and closes.
+pub(super) async fn say_farewell<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, bytes: &[u8]) {
     let farewell = async {
-        io.stream.write_all(&bytes).await?;
-        io.stream.shutdown().await?;
+        stream.write_all(bytes).await?;
+        stream.shutdown().await?;
         // What the client still sends is read over, or its reset could overtake our answer.
         let mut waste = [0; 4096];
-        while tokio::io::AsyncReadExt::read(&mut io.stream, &mut waste).await? > 0 {}
+        while tokio::io::AsyncReadExt::read(&mut stream, &mut waste).await? > 0 {}
         io::Result::Ok(())
     };
     // Whether the client hears it is its own affair.
@@ -315,7 +351,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guarded<S> {
         }
     }
 
-    fn refuse(&self, why: HeadError) -> io::Error {
+    /// `bytes`: those that are refused.
+    fn refuse(&self, why: HeadError, bytes: &[u8]) -> io::Error {
+        self.flags.to_head.store(bytes.starts_with(b"HEAD "), Ordering::Relaxed);
         self.flags.refuse(why, self.guard.between_messages())
     }
 
@@ -334,7 +372,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guarded<S> {
                 Ok(Some(length))
             }
             Ok(Piece::Partial) => Ok(None),
-            Err(why) => Err(self.refuse(why)),
+            Err(why) => Err(self.refuse(why, bytes)),
         }
     }
 
@@ -414,8 +452,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guarded<S> {
         match phase {
             // To hyper an idle connection that is given up looks as if the client had closed it.
             Phase::Idle | Phase::Answering => Poll::Ready(Ok(())),
-            Phase::Head => Poll::Ready(Err(self.refuse(HeadError::HeadTooSlow))),
-            Phase::Body => Poll::Ready(Err(self.refuse(HeadError::BodyTooSlow))),
+            Phase::Head => Poll::Ready(Err(self.refuse(HeadError::HeadTooSlow, &self.held))),
+            Phase::Body => Poll::Ready(Err(self.refuse(HeadError::BodyTooSlow, &[]))),
         }
     }
 
@@ -480,11 +518,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
 
 impl<S> Guarded<S> {
     /// A client that takes nothing for too long is given up.
-    fn keep_moving(
-        &mut self,
-        cx: &mut Context<'_>,
-        outcome: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+    fn keep_moving<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
             if self.stalled.take().is_some() {
                 self.flags.moves();
@@ -528,7 +562,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.stream).poll_flush(cx);
+        // TLS takes some bytes on before the client does.
+        this.keep_moving(cx, outcome)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

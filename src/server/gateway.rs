@@ -134,6 +134,8 @@ pub struct Gateway {
     last_load: Mutex<LastLoad>,
     /// Set once the files are watched.
     pub(super) watch: OnceLock<Watch>,
+    /// Where HTTPS is served, for whoever is sent there.
+    pub(super) https_port: OnceLock<u16>,
     keys_wanted: Notify,
     /// Told of every swap.
     pub(super) swapped: Notify,
@@ -176,6 +178,7 @@ impl Gateway {
             surroundings: tokio::sync::Mutex::default(),
             last_load: Mutex::new(LastLoad { at: unix_now(), error: None }),
             watch: OnceLock::new(),
+            https_port: OnceLock::new(),
             keys_wanted: Notify::new(),
             swapped: Notify::new(),
             level,
@@ -186,6 +189,8 @@ impl Gateway {
             sessions,
             control: Handle::current(),
         });
+        let tls = gateway.current().snapshot.tls.clone();
+        gateway.metrics.certificates(tls.as_deref().map_or(&[], |tls| &tls.certificates));
         gateway.note(gateway.last_load());
         gateway
     }
@@ -319,16 +324,20 @@ impl Gateway {
         let loader = self.loader.clone();
         let old = self.current();
         let loaded = tokio::task::spawn_blocking(move || {
-            let files = Fingerprints::take(loader.path(), &old.snapshot.watched);
-            let (built, source) = loader.load(&given)?;
-            let changes = Changes::between(&old.snapshot, &built.snapshot);
-            Ok((built, source, changes, files))
-        })
-        .await
-        .unwrap_or_else(|_| Err(LoadError::Unreadable("loading the configuration broke off".to_owned())));
+            let (loaded, files) = loader.load_as_it_stands(&given, &old.snapshot.watched);
+            let with_changes = loaded.map(|(built, source)| {
+                let changes = Changes::between(&old.snapshot, &built.snapshot);
+                (built, source, changes)
+            });
+            (with_changes, files)
+        });
+        let (loaded, files) = loaded.await.unwrap_or_else(|_| {
+            let broken = LoadError::Unreadable("loading the configuration broke off".to_owned());
+            (Err(broken), Fingerprints::default())
+        });
         let at = unix_now();
         match loaded {
-            Ok((Built { snapshot, warnings }, source, changes, files)) => {
+            Ok((Built { snapshot, warnings }, source, changes)) => {
                 warn_of(&warnings, &source);
                 if let Some(watch) = self.watch.get() {
                     watch.follow(snapshot.watched.clone(), files);
@@ -338,11 +347,11 @@ impl Gateway {
                 Ok(())
             }
             Err(error) => {
-                if let (LoadError::Invalid(.., files), Some(watch)) = (&error, self.watch.get()) {
+                if let (LoadError::Invalid(.., named), Some(watch)) = (&error, self.watch.get()) {
                     // The file may be right as soon as what it names is there.
                     let mut followed = self.current().snapshot.watched.clone();
-                    followed.extend_from_slice(files);
-                    watch.follow(followed, Fingerprints::default());
+                    followed.extend_from_slice(named);
+                    watch.follow(followed, files);
                 }
                 let told = error.to_string();
                 tracing::error!(
@@ -366,12 +375,19 @@ impl Gateway {
         *self.last_load.lock().unwrap_or_else(PoisonError::into_inner) = load;
     }
 
-    fn swap(&self, snapshot: Snapshot, changes: &Changes, trigger: Trigger) {
+    fn swap(&self, mut snapshot: Snapshot, changes: &Changes, trigger: Trigger) {
         let old = self.current();
         self.level.set(level_name(snapshot.log.level));
         for name in old.snapshot.fixed.differences(&snapshot.fixed) {
             tracing::warn!("'{name}' changes only with a restart; the rest of the configuration applies now");
         }
+        snapshot.tls = match (old.snapshot.tls.clone(), snapshot.tls) {
+            // The listeners stay what they are until the next start.
+            (Some(old), None) => Some(old),
+            (None, _) => None,
+            (Some(old), Some(new)) => Some(Arc::new(new.continuing(&old))),
+        };
+        self.metrics.certificates(snapshot.tls.as_deref().map_or(&[], |tls| &tls.certificates));
         let slots = if most_connections(&old.snapshot) == most_connections(&snapshot) {
             Arc::clone(&old.slots)
         } else {
@@ -462,8 +478,8 @@ impl Changes {
 
 pub(super) fn warn_of(warnings: &Diagnostics, source: &Source) {
     for warning in warnings.iter() {
-        let place = warning.at.map_or(String::new(), |at| format!(":{}:{}", at.line, at.column));
-        tracing::warn!("{}{place}: {}", source.name, warning.problem);
+        let place = warning.at.map_or(source.name.clone(), |at| at.with_name(&source.name));
+        tracing::warn!("{place}: {}", warning.problem);
     }
 }
 
@@ -482,7 +498,9 @@ impl Fixed {
     fn differences(&self, other: &Self) -> Vec<&'static str> {
         let mut names = Vec::new();
         for (differs, name) in [
-            (self.listen != other.listen, "listen"),
+            (self.listen != other.listen || self.socket_mode != other.socket_mode, "listen"),
+            (self.tls != other.tls, "tls"),
+            (self.redirect != other.redirect, "tls.redirect"),
             (self.admin != other.admin, "admin"),
             (self.forward_auth != other.forward_auth, "forward_auth.listen"),
             (self.workers != other.workers, "workers"),

@@ -20,7 +20,8 @@ use hyper::upgrade::OnUpgrade;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::connection::{Connection, Door};
+use super::connection::Connection;
+use super::listener::Door;
 use super::pages;
 use super::worker::{Known, Local, Worker};
 use crate::login::session::{Ended, Outcome as SessionOutcome};
@@ -28,13 +29,13 @@ use crate::login::{self, cors};
 use crate::observe::audit::{Audit, Event, Reason, Scope};
 use crate::observe::lines::Access;
 use crate::policy::{Caller, Denied, Endpoint, Judgement, Requirement, Route, RuleId};
-use crate::proxy::body::{Progress, Relay};
+use crate::proxy::body::{FromClient, Progress, Relay};
 use crate::proxy::forward::{self, Asks, Forwarded};
 use crate::proxy::forward_auth::{self, Asked};
 use crate::proxy::{AnswerBody, RequestBody, Upstream, upgrade};
 use crate::token::VerifiedClaims;
 use crate::wire::answer::{LockedBy, Refusal, no_content};
-use crate::wire::client::{Peer, REQUEST_ID};
+use crate::wire::client::{REQUEST_ID, Scheme};
 use crate::wire::credentials::{self, Credentials};
 use crate::wire::csrf::{self, Source};
 use crate::wire::headers::{Stripped, strip_response};
@@ -49,6 +50,7 @@ struct Record {
     method: Method,
     path: Option<PathAndQuery>,
     client: IpAddr,
+    scheme: Scheme,
     request_id: HeaderValue,
     rule: Option<RuleId>,
     known: Option<Rc<Known>>,
@@ -136,6 +138,15 @@ enum Outcome {
 }
 
 impl Worker {
+    /// As [`Worker::handle`], for a connection that carries one request at a time.
+    pub fn handle_http(
+        self: Rc<Self>,
+        connection: Rc<Connection>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<AnswerBody>, Infallible>> {
+        self.handle(connection, request.map(FromClient::new))
+    }
+
     /// Answers one request.
     ///
     /// # Errors
@@ -143,7 +154,7 @@ impl Worker {
     pub async fn handle(
         self: Rc<Self>,
         connection: Rc<Connection>,
-        request: Request<Incoming>,
+        request: Request<FromClient>,
     ) -> Result<Response<AnswerBody>, Infallible> {
         #[cfg(test)]
         assert!(!self.fault.take(), "a fault that a test asked for");
@@ -154,7 +165,8 @@ impl Worker {
             started: Instant::now(),
             method: parts.method.clone(),
             path: parts.uri.path_and_query().cloned(),
-            client: connection.address.ip(),
+            client: connection.arrival.address.ip(),
+            scheme: connection.arrival.scheme(),
             request_id: self.request_id(),
             rule: None,
             known: None,
@@ -202,11 +214,14 @@ impl Worker {
                 });
                 let mut response =
                     page.flatten().unwrap_or_else(|| refusal.response(&active.snapshot.errors, id));
-                if matches!(refusal, Refusal::Head(_) | Refusal::BodyTooLarge) {
+                // A head that a load balancer describes is no reason to give up the connection to it.
+                let described =
+                    connection.arrival.door == Door::ForwardAuth && connection.flags.verdict().is_none();
+                if matches!(refusal, Refusal::Head(_) | Refusal::BodyTooLarge) && !described {
                     // Nothing behind such a body is read any more.
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                if connection.door == Door::ForwardAuth {
+                if connection.arrival.door == Door::ForwardAuth {
                     response = forward_auth::refused(active.snapshot.forward_auth.as_ref(), response);
                 }
                 finish_own(response, &ending)
@@ -219,15 +234,15 @@ impl Worker {
         active: &Rc<Local>,
         connection: &Rc<Connection>,
         mut parts: Parts,
-        body: Incoming,
+        body: FromClient,
         record: &mut Record,
     ) -> Result<Outcome, Refusal> {
         let snapshot = &active.snapshot;
         let trusted = self.know_peer(active, connection);
-        let asked = match connection.door {
-            Door::Public => None,
+        let asked = match connection.arrival.door {
             // From here on the request is the one that is asked about.
             Door::ForwardAuth => Some(ask_about(active, &mut parts, record)?),
+            Door::Http | Door::Https | Door::Redirect => None,
         };
         let mut stripped = active.rules.strip(&mut parts.headers, trusted);
         stripped.websocket |= asked.as_ref().is_some_and(|asked| asked.websocket);
@@ -272,7 +287,7 @@ impl Worker {
         if proof == Proof::Cookie
             && known.is_some()
             && (judgement.is_unsafe || stripped.websocket)
-            && csrf::source(&parts.headers) != Source::SameOrigin
+            && csrf::source(&parts.headers, record.scheme) != Source::SameOrigin
         {
             active.count(record.rule, &Err(Denied::Role));
             return Err(Refusal::CrossSite);
@@ -305,7 +320,7 @@ impl Worker {
         let renews = proof == Proof::Cookie && pages::may_renew(active, &parts, known.as_deref());
         if asked.is_some() {
             let mut answer = forward_auth::allowed();
-            identify(active, answer.headers_mut(), known.as_deref());
+            active.identify(known.as_deref(), answer.headers_mut())?;
             if renews && let Some(known) = &known {
                 self.renew(active, known, answer.headers_mut());
             }
@@ -314,7 +329,7 @@ impl Worker {
         let upstream = active.upstream.as_ref().ok_or(Refusal::NoUpstream)?;
         let upgrade = if stripped.websocket { parts.extensions.remove::<OnUpgrade>() } else { None };
         let (body, progress) = request_body(active, &parts, body)?;
-        self.speak_for(active, connection, &mut parts.headers, known.as_deref(), record);
+        self.speak_for(active, connection, &mut parts.headers, known.as_deref(), record)?;
         let request = Request::from_parts(parts, body);
         let asks = Asks { websocket: upgrade.is_some(), trailers: stripped.trailers };
         connection.forwarded.set(true);
@@ -350,7 +365,7 @@ impl Worker {
     fn know_peer(&self, active: &Local, connection: &Connection) -> bool {
         let mut peer = connection.peer.borrow_mut();
         if peer.0 != active.generation() {
-            *peer = (active.generation(), Peer::new(connection.address, &active.snapshot.trusted_proxies));
+            *peer = (active.generation(), connection.arrival.peer(&active.snapshot.trusted_proxies));
         }
         peer.1.is_trusted()
     }
@@ -414,7 +429,7 @@ impl Worker {
         headers: &mut HeaderMap,
         known: Option<&Known>,
         record: &mut Record,
-    ) {
+    ) -> Result<(), Refusal> {
         // Once for all that follow, instead of growing on the way.
         headers.reserve(SPOKEN);
         let trusted = &active.snapshot.trusted_proxies;
@@ -426,7 +441,7 @@ impl Worker {
         if let Some(host) = &active.snapshot.upstream_host {
             headers.insert(HOST, host.clone());
         }
-        identify(active, headers, known);
+        active.identify(known, headers)
     }
 
     fn switch(
@@ -462,7 +477,7 @@ impl Worker {
         active: &Rc<Local>,
         endpoint: Endpoint,
         parts: &Parts,
-        body: Incoming,
+        body: FromClient,
         record: &Record,
     ) -> Result<Response<Bytes>, Refusal> {
         match endpoint {
@@ -487,7 +502,7 @@ impl Worker {
                 if endpoint == Endpoint::Login && pages::shows_login(settings, parts) {
                     return Ok(self.login_page(active, settings, parts));
                 }
-                let source = csrf::source(&parts.headers);
+                let source = csrf::source(&parts.headers, record.scheme);
                 // A browser that is about to show the answer, and can keep a cookie.
                 let form = settings.cookie.as_ref().filter(|_| browser::is_form_navigation(&parts.headers));
                 let (user, answered) = match (&parts.method, endpoint) {
@@ -547,11 +562,11 @@ impl Worker {
     }
 
     /// The token that a request to an endpoint of ours brings, whether it is over or not.
-    fn presented(&self, active: &Local, parts: &Parts) -> Result<VerifiedClaims, Refusal> {
+    fn presented(&self, active: &Local, parts: &Parts, record: &Record) -> Result<VerifiedClaims, Refusal> {
         let cookie = active.snapshot.cookie();
         let token = match credentials::read(&parts.headers, cookie).map_err(Refusal::AmbiguousCredentials)? {
             Credentials::Bearer(token) => token,
-            Credentials::Cookie(_) if csrf::source(&parts.headers) != Source::SameOrigin => {
+            Credentials::Cookie(_) if csrf::source(&parts.headers, record.scheme) != Source::SameOrigin => {
                 return Err(Refusal::CrossSite);
             }
             Credentials::Cookie(token) => token,
@@ -566,7 +581,7 @@ impl Worker {
         parts: &Parts,
         record: &Record,
     ) -> Result<Response<Bytes>, Refusal> {
-        let claims = match self.presented(active, parts) {
+        let claims = match self.presented(active, parts, record) {
             Ok(claims) => claims,
             // It is what was asked for already.
             Err(Refusal::ExpiredToken) => return Ok(no_content()),
@@ -588,11 +603,14 @@ impl Worker {
         parts: &Parts,
         record: &Record,
     ) -> Result<Response<Bytes>, Refusal> {
-        let claims = self.presented(active, parts)?;
+        let claims = self.presented(active, parts, record)?;
         let snapshot = std::sync::Arc::clone(&active.snapshot);
         let gateway = std::sync::Arc::clone(&self.gateway);
         self.end(record, Event::Rotation, async move {
-            let outcome = gateway.sessions.rotate(&snapshot, gateway.login.users(), &claims).await;
+            let outcome = match gateway.login.users() {
+                Some(users) => gateway.sessions.rotate(&snapshot, users, &claims).await,
+                None => SessionOutcome::refused(Refusal::NotRotatable),
+            };
             (claims, outcome)
         })
         .await
@@ -633,7 +651,7 @@ impl Worker {
         &self,
         active: &Rc<Local>,
         parts: &Parts,
-        body: Incoming,
+        body: FromClient,
         record: &Record,
     ) -> (Option<String>, Result<Response<Bytes>, Refusal>) {
         let body = match Limited::new(body, login::body::MAX_BODY_BYTES).collect().await {
@@ -648,6 +666,7 @@ impl Worker {
             body,
             client: record.client,
             now: unix_now(),
+            sessions_end: active.snapshot.sessions_end(unix_now()),
         };
         let snapshot = std::sync::Arc::clone(&active.snapshot);
         let service = std::sync::Arc::clone(&self.gateway.login);
@@ -739,18 +758,6 @@ fn ask_about(active: &Local, parts: &mut Parts, record: &mut Record) -> Result<A
     Ok(asked)
 }
 
-/// Writes who the caller is, and the secret that vouches for it.
-fn identify(active: &Local, headers: &mut HeaderMap, known: Option<&Known>) {
-    if let Some((name, value)) = &active.snapshot.identity.secret {
-        headers.insert(name.clone(), value.clone());
-    }
-    if let Some(known) = known {
-        for (name, value) in &known.headers {
-            headers.insert(name.clone(), value.clone());
-        }
-    }
-}
-
 fn finish_own(response: Response<Bytes>, ending: &Ending) -> Response<AnswerBody> {
     let (parts, bytes) = response.into_parts();
     ending.finish(parts.status.as_u16(), bytes.len() as u64, true);
@@ -778,7 +785,7 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
 fn request_body(
     active: &Local,
     parts: &Parts,
-    incoming: Incoming,
+    incoming: FromClient,
 ) -> Result<(RequestBody, Option<Rc<Progress>>), Refusal> {
     if incoming.is_end_stream() {
         return Ok((RequestBody::Empty, None));

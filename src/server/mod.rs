@@ -8,13 +8,17 @@ pub mod connection;
 pub mod drain;
 pub mod gateway;
 pub mod handler;
+pub mod http2;
 pub mod keys;
 pub mod listener;
 pub mod logins;
 mod pages;
 pub mod proxy_protocol;
+mod redirect;
 pub mod sessions;
+pub mod tls;
 pub mod trust;
+pub mod users;
 pub mod worker;
 
 use std::sync::Arc;
@@ -31,11 +35,10 @@ use crate::login::session::LiveSessions;
 use crate::observe::audit::Trigger;
 use crate::observe::lines::LineSink;
 use crate::observe::{LogFormat, start_logging};
-use crate::store::sqlite::SqliteUsers;
-use connection::Door;
 pub use gateway::{Active, Gateway, Stage};
 use gateway::{level_name, warn_of};
 use handler::unix_now;
+use listener::{Door, Listener};
 
 /// Random bytes as hexadecimal digits, for names that must not repeat.
 pub fn random_hex(bytes: usize) -> String {
@@ -71,18 +74,19 @@ pub fn run(
     let flushed = lines.clone();
     let outcome = runtime.block_on(async move {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let users = SqliteUsers::open(&snapshot.fixed.users).await.map_err(|error| error.to_string())?;
-        let users = Arc::new(users);
+        let authority = users::open(&snapshot.fixed.users).await.map_err(|error| error.to_string())?;
         let sessions = LiveSessions::new();
         let hashes = snapshot.fixed.hashes.clone();
-        let login = Login::new(users.clone(), Arc::clone(&sessions), Guard::new(), cores, hashes);
+        let login = Login::new(authority, Arc::clone(&sessions), Guard::new(), cores, hashes);
         login.prepare().await;
         let gateway = Gateway::new(snapshot, loader, login, sessions, lines, log_format, level);
         count_panics(&gateway);
         let keeping = Arc::clone(&gateway);
         let outcome = serve(gateway, cores, ready).await;
         logins::keep_for_the_next_start(&keeping).await;
-        users.close().await;
+        if let Some(users) = keeping.login.users() {
+            users.close().await;
+        }
         outcome
     });
     flushed.flush();
@@ -108,15 +112,16 @@ async fn serve(
     let signals = drain::Signals::catch()?;
     let snapshot = Arc::clone(&gateway.current().snapshot);
     let fixed = &snapshot.fixed;
-    let mut listeners = Vec::new();
-    for address in &fixed.listen {
-        listeners.push(listener::bind(address)?);
+    let listeners = listener::open_all(&fixed.listen, fixed.redirect.as_ref(), fixed.tls, fixed.socket_mode)?;
+    if let Some(port) = listeners.iter().find_map(|listener| listener.port_of(Door::Https)) {
+        let _ = gateway.https_port.set(port);
     }
     let admin = match &fixed.admin {
         Some(address) => Some(listener::bind(address)?),
         None => None,
     };
-    let asking = fixed.forward_auth.as_deref().map(listener::bind).transpose()?;
+    let asking =
+        fixed.forward_auth.as_deref().map(|address| Listener::tcp(address, Door::ForwardAuth)).transpose()?;
     let following = sessions::Follower::start(Arc::clone(&gateway)).await?;
     let logins = logins::Keeper::start(Arc::clone(&gateway)).await;
     let (closing, closed) = watch::channel(false);
@@ -138,19 +143,19 @@ async fn serve(
     tokio::spawn(trust::keep_fresh(Arc::clone(&gateway)));
     tokio::spawn(keys::keep(Arc::clone(&gateway)));
     tokio::spawn(logins.run());
+    tokio::spawn(users::watch(Arc::clone(&gateway)));
+    tokio::spawn(users::recheck(Arc::clone(&gateway)));
     tokio::spawn(gateway::log_commands(Arc::clone(&gateway)));
     let mut addresses = Vec::new();
     let mut accepting = tokio::task::JoinSet::new();
     if let Some(listener) = asking {
-        let address = listener::local_address(&listener)?;
-        tracing::info!(%address, "forward-auth listening");
-        accepting.spawn(listener::accept(Arc::clone(&gateway), listener, Door::ForwardAuth, handles.clone()));
+        listener.announce();
+        accepting.spawn(listener::accept(Arc::clone(&gateway), listener, handles.clone()));
     }
     for listener in listeners {
-        let address = listener::local_address(&listener)?;
-        tracing::info!(%address, "listening");
-        addresses.push(address);
-        accepting.spawn(listener::accept(Arc::clone(&gateway), listener, Door::Public, handles.clone()));
+        listener.announce();
+        addresses.extend(listener.tcp_address());
+        accepting.spawn(listener::accept(Arc::clone(&gateway), listener, handles.clone()));
     }
     drop(handles);
     gateway.set_stage(Stage::Ready);

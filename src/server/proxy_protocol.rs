@@ -12,6 +12,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use super::listener::Arrival;
 use super::worker::Worker;
 use crate::config::raw::ProxyProtocol;
 use crate::wire::client::is_trusted;
@@ -21,12 +22,13 @@ use crate::wire::proxy_protocol::{Look, MAX_HEADER, Outcome, look};
 /// one piece, so it hardly ever happens.
 const AGAIN: Duration = Duration::from_millis(10);
 
-/// Whom a connection from `peer` is for: `peer` itself, or the client that a header names. `None`: the connection
-/// is not to be served.
-pub async fn client_of(worker: &Worker, stream: &mut TcpStream, peer: SocketAddr) -> Option<SocketAddr> {
+/// Whom a connection is for: whoever it comes from, or the client that a header names. `None`: it is not to be
+/// served.
+pub async fn client_of(worker: &Worker, stream: &mut TcpStream, arrival: Arrival) -> Option<Arrival> {
+    let peer = arrival.address;
     let active = worker.active();
     let required = match active.snapshot.proxy_protocol {
-        ProxyProtocol::Off => return Some(peer),
+        ProxyProtocol::Off => return Some(arrival),
         ProxyProtocol::Optional => false,
         ProxyProtocol::Required => true,
     };
@@ -34,16 +36,18 @@ pub async fn client_of(worker: &Worker, stream: &mut TcpStream, peer: SocketAddr
     let limit = active.connection_limits().header_timeout;
     drop(active);
     let (outcome, client) = match (trusted, required) {
-        (false, false) => return Some(peer),
+        (false, false) => return Some(arrival),
         (false, true) => (Outcome::Untrusted, None),
         // Its buffer is no part of a connection's task.
         (true, _) => Box::pin(take(stream, peer, required, limit)).await,
     };
     worker.gateway.metrics.proxy_header(outcome);
-    if client.is_none() {
+    // Cut short are those, too, who only look whether somebody listens.
+    if client.is_none() && outcome != Outcome::CutShort {
         worker.gateway.warn_of_proxy_header(peer.ip().to_canonical(), outcome.code());
     }
-    client
+    // The load balancer's own word was the header. Behind one that names nobody, anybody may be.
+    Some(Arrival { address: client?, stranger: arrival.stranger || outcome == Outcome::Local, ..arrival })
 }
 
 async fn take(
@@ -60,9 +64,9 @@ async fn take(
         Ok(Ok(Found::Header(None))) => (Outcome::Local, Some(peer)),
         Ok(Ok(Found::None)) => without(Outcome::Missing),
         Ok(Ok(Found::Malformed)) => (Outcome::Malformed, None),
-        // It has begun, so it is not a request.
-        Ok(Err(_)) | Err(_) if !header.is_empty() => (Outcome::CutShort, None),
         Ok(Err(_)) => (Outcome::CutShort, None),
+        // It has begun, so it is no request.
+        Err(_) if !header.is_empty() => (Outcome::CutShort, None),
         Err(_) => without(Outcome::CutShort),
     }
 }

@@ -20,8 +20,7 @@ use crate::store::sqlite::sessions::SqliteSessions;
 /// time and that of the question.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// How often the user store is asked whether it answers, and what has expired is dropped.
-const CHECK_EVERY: Duration = Duration::from_secs(5);
+/// How often what has expired is dropped.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
 /// Changes that are read at a time.
@@ -59,16 +58,11 @@ impl Follower {
     pub async fn run(mut self) {
         let mut look = interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut checked, mut pruned) = (None::<Instant>, Instant::now());
+        let mut pruned = Instant::now();
         loop {
             look.tick().await;
             let outcome = self.catch_up().await;
             self.note(outcome.as_ref().map(drop));
-            if checked.is_none_or(|checked| checked.elapsed() >= CHECK_EVERY) {
-                checked = Some(Instant::now());
-                let users = self.gateway.login.users().ping().await.is_ok();
-                self.gateway.metrics.store(Store::Users, users);
-            }
             if pruned.elapsed() >= PRUNE_EVERY {
                 pruned = Instant::now();
                 self.prune().await;

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::runtime::LocalOptions;
 use tokio::time::{Instant, sleep};
 
+use super::listener::Arrival;
 use super::worker::{ConnectionCount, Worker};
 use super::*;
 
@@ -32,10 +33,9 @@ fn with_worker(limits: &str, test: impl AsyncFnOnce(Rc<Worker>)) {
     let builder = tokio::runtime::Builder::new_current_thread;
     // Of its own: the store's time is the world's.
     let stores = builder().enable_all().build().unwrap();
-    let users = stores.block_on(SqliteUsers::open(&snapshot.fixed.users)).unwrap();
+    let users = stores.block_on(users::open(&snapshot.fixed.users)).unwrap();
     let sessions = LiveSessions::new();
-    let login =
-        Login::new(Arc::new(users), Arc::clone(&sessions), Guard::new(), 1, snapshot.fixed.hashes.clone());
+    let login = Login::new(users, Arc::clone(&sessions), Guard::new(), 1, snapshot.fixed.hashes.clone());
     let lines = LineSink::writing_to(std::io::sink()).unwrap();
     let runtime = builder().enable_all().start_paused(true).build_local(LocalOptions::default()).unwrap();
     runtime.block_on(async {
@@ -55,13 +55,13 @@ fn connect(worker: &Rc<Worker>) -> DuplexStream {
 
 fn serve(worker: &Rc<Worker>, server: DuplexStream) {
     let count = ConnectionCount::new(Arc::clone(&worker.gateway));
-    let address = ([192, 0, 2, 1], 40_000).into();
+    let arrival = Arrival { address: ([192, 0, 2, 1], 40_000).into(), door: Door::Http, stranger: false };
     tokio::task::spawn_local(connection::serve(
         Rc::clone(worker),
         server,
-        address,
-        connection::Door::Public,
+        arrival,
         count,
+        Worker::handle_http,
     ));
 }
 
@@ -86,6 +86,21 @@ async fn rest(client: &mut DuplexStream) -> String {
 async fn open(worker: &Worker) -> i64 {
     sleep(Duration::from_millis(1)).await;
     worker.gateway.metrics.connections.get()
+}
+
+#[test]
+fn a_refused_head_request_is_answered_without_a_body() {
+    with_worker("{}", async |worker| {
+        for (method, has_body) in [("HEAD", false), ("GET", true), ("HEADS", true)] {
+            let mut client = connect(&worker);
+            client.write_all(format!("{method} / HTTP/1.1\r\n\r\n").as_bytes()).await.unwrap();
+            let told = rest(&mut client).await;
+            assert!(told.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{method}: {told}");
+            let (head, body) = told.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains("content-length: "), "{method}: {told}");
+            assert_eq!(!body.is_empty(), has_body, "{method}: {told}");
+        }
+    });
 }
 
 #[test]

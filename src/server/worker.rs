@@ -2,25 +2,29 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use ipnet::IpNet;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
-use super::connection::{self, Connection, ConnectionLimits, Door};
+use super::connection::{self, Connection, ConnectionLimits};
+use super::handler::unix_now;
+use super::listener::{Accepted, Arrival, Door};
+use super::tls::{self, Handshakes};
 use super::{Active, Gateway, proxy_protocol};
 use crate::observe::audit::Audit;
 use crate::observe::lines::Access;
 use crate::proxy::Upstream;
 use crate::stream::Stream;
-use crate::token::{InvalidToken, TokenCache, TokenError, VerifiedClaims};
+use crate::token::{Assertion, InvalidToken, TokenCache, TokenError, VerifiedClaims};
 use crate::wire::answer::Refusal;
 use crate::wire::headers::{HeaderRules, value_of};
 use crate::wire::hygiene::HeadLimits;
@@ -40,22 +44,10 @@ const LINE_BATCH: usize = 16 * 1024;
 /// How long a client may stand still in the middle of its request while others wait for what it holds.
 const PATIENCE_UNDER_PRESSURE: Duration = Duration::from_secs(2);
 
-/// A connection on its way to a worker.
-pub struct Arrival {
-    /// To the client.
-    pub stream: std::net::TcpStream,
-    /// Where it comes from.
-    pub address: SocketAddr,
-    /// What it comes for.
-    pub door: Door,
-    /// It counts from now on.
-    pub count: ConnectionCount,
-}
-
 /// How a connection reaches a worker.
 #[derive(Clone)]
 pub struct WorkerHandle {
-    connections: UnboundedSender<Arrival>,
+    connections: UnboundedSender<(Accepted, Arrival, ConnectionCount)>,
     load: Arc<AtomicUsize>,
 }
 
@@ -66,10 +58,10 @@ impl WorkerHandle {
     }
 
     /// Hands a connection over.
-    pub fn take(&self, arrival: Arrival) {
+    pub fn take(&self, stream: Accepted, arrival: Arrival, count: ConnectionCount) {
         self.load.fetch_add(1, Ordering::Relaxed);
         // A worker ends only after the listener: if it is gone, so is everything.
-        let _ = self.connections.send(arrival);
+        let _ = self.connections.send((stream, arrival, count));
     }
 }
 
@@ -84,6 +76,33 @@ pub struct Known {
     pub headers: Vec<(http::HeaderName, HeaderValue)>,
     /// The epoch of the revocations at which the token was last found live.
     live_at: Cell<u64>,
+    /// What the upstream is told in `identity.assertion`.
+    asserted: Asserted,
+}
+
+/// The assertion that was last signed for a caller, and the Unix second from which on another is due.
+#[derive(Default)]
+struct Asserted(RefCell<Option<(HeaderValue, u64)>>);
+
+impl Asserted {
+    /// The one for `now`: signing costs as much as verifying, so one is used again until half its life is over.
+    fn at(
+        &self,
+        now: u64,
+        sign: impl FnOnce() -> Result<Assertion, Refusal>,
+    ) -> Result<HeaderValue, Refusal> {
+        let mut last = self.0.borrow_mut();
+        if let Some((value, renew_at)) = &*last
+            && now < *renew_at
+        {
+            return Ok(value.clone());
+        }
+        let Assertion { text, renew_at } = sign()?;
+        let mut value = HeaderValue::try_from(text).expect("base64url and dots are a header value");
+        value.set_sensitive(true);
+        *last = Some((value.clone(), renew_at));
+        Ok(value)
+    }
 }
 
 /// This thread's view of the configuration in force. A request keeps the one that it began with.
@@ -166,9 +185,33 @@ impl Local {
         let claims = self.verify_anew(gateway, token, now)?;
         let headers = self.snapshot.identity.claims(&claims);
         let headers = headers.map(|(name, value)| (name.clone(), value_of(value))).collect();
-        let known = Rc::new(Known { claims, headers, live_at: Cell::new(0) });
+        let known = Rc::new(Known { claims, headers, live_at: Cell::new(0), asserted: Asserted::default() });
         self.tokens.borrow_mut().insert(token, Rc::clone(&known), known.claims.expires_at);
         Ok(known)
+    }
+
+    /// Writes into `headers` who is asking, as the upstream is told: `identity.*`, its secret first.
+    ///
+    /// # Errors
+    /// `Internal` if an assertion cannot be signed.
+    pub fn identify(&self, known: Option<&Known>, headers: &mut HeaderMap) -> Result<(), Refusal> {
+        let identity = &self.snapshot.identity;
+        if let Some((name, value)) = &identity.secret {
+            headers.insert(name.clone(), value.clone());
+        }
+        let Some(known) = known else { return Ok(()) };
+        for (name, value) in &known.headers {
+            headers.insert(name.clone(), value.clone());
+        }
+        if let Some(name) = &identity.assertion {
+            let now = unix_now();
+            let value = known.asserted.at(now, || {
+                let signed = self.snapshot.keys.asserter(now).map(|key| key.assert(&known.claims, now));
+                signed.and_then(Result::ok).ok_or(Refusal::Internal("an assertion could not be signed"))
+            })?;
+            headers.insert(name.clone(), value);
+        }
+        Ok(())
     }
 
     /// Networks whose word is believed.
@@ -202,6 +245,8 @@ pub struct Worker {
     id_prefix: String,
     next_request: Cell<u64>,
     lines: RefCell<Vec<u8>>,
+    /// TLS handshakes under way.
+    pub(super) handshakes: Handshakes,
     closing: Cell<bool>,
     /// Turns true when upgraded connections have to end.
     end: watch::Receiver<bool>,
@@ -223,6 +268,7 @@ impl Worker {
             id_prefix: super::random_hex(6),
             next_request: Cell::new(0),
             lines: RefCell::default(),
+            handshakes: Handshakes::default(),
             closing: Cell::new(false),
             end,
             #[cfg(test)]
@@ -295,6 +341,7 @@ impl Worker {
     /// Every connection ends after the response under way.
     fn close_connections(&self) {
         self.closing.set(true);
+        self.handshakes.give_up();
         let all: Vec<_> = self.connections.borrow().values().cloned().collect();
         for connection in all {
             connection.close_soon();
@@ -340,18 +387,18 @@ impl Worker {
     }
 
     /// What a client is told whose request could not even be read.
-    pub fn refuse_unread(self: &Rc<Self>, connection: &Connection, refusal: &Refusal) -> Vec<u8> {
+    pub fn refuse_unread(self: &Rc<Self>, client: IpAddr, refusal: &Refusal, to_head: bool) -> Vec<u8> {
         let active = self.active();
         let metrics = &self.gateway.metrics;
         metrics.refusal(refusal.code());
         metrics.response(refusal.status().as_u16());
         let id = self.request_id();
         let id = id.to_str().unwrap_or_default();
-        let bytes = refusal.bytes(&active.snapshot.errors, id);
+        let bytes = refusal.bytes(&active.snapshot.errors, id, to_head);
         if active.snapshot.log.access {
             self.log_access(&Access {
                 request_id: id,
-                client: connection.address.ip().to_canonical(),
+                client: client.to_canonical(),
                 // Whatever stood there was not to be read.
                 method: "-",
                 path: "-",
@@ -415,7 +462,7 @@ pub fn start(
 
 async fn run(
     worker: Rc<Worker>,
-    mut receiver: UnboundedReceiver<Arrival>,
+    mut receiver: UnboundedReceiver<(Accepted, Arrival, ConnectionCount)>,
     load: Arc<AtomicUsize>,
     mut closing: watch::Receiver<bool>,
     mut end: watch::Receiver<bool>,
@@ -428,19 +475,12 @@ async fn run(
         tokio::select! {
             taken = receiver.recv(), if !closed => match taken {
                 None => closed = true,
-                Some(Arrival { stream, address, door, count }) => {
+                Some((stream, arrival, count)) => {
                     let (worker, load) = (Rc::clone(&worker), Arc::clone(&load));
                     tokio::task::spawn_local(async move {
                         // Given back, like the count, whatever becomes of the connection, a panic included.
                         let _load = Loaded(load);
-                        let Ok(mut stream) = tokio::net::TcpStream::from_std(stream) else { return };
-                        let address = match door {
-                            Door::Public => proxy_protocol::client_of(&worker, &mut stream, address).await,
-                            Door::ForwardAuth => Some(address),
-                        };
-                        if let Some(address) = address {
-                            connection::serve(worker, Stream(stream), address, door, count).await;
-                        }
+                        serve(worker, stream, arrival, count).await;
                     });
                 }
             },
@@ -457,10 +497,64 @@ async fn run(
     }
 }
 
+async fn serve(worker: Rc<Worker>, stream: Accepted, mut arrival: Arrival, count: ConnectionCount) {
+    match stream {
+        Accepted::Tcp(stream) => {
+            let Ok(mut stream) = TcpStream::from_std(stream) else { return };
+            if arrival.door != Door::ForwardAuth {
+                let client = proxy_protocol::client_of(&worker, &mut stream, arrival).await;
+                let Some(client) = client else { return };
+                arrival = client;
+            }
+            match arrival.door {
+                // Apart, so that a plain connection's task is no larger for it.
+                Door::Https => Box::pin(tls::serve(worker, stream, arrival, count)).await,
+                Door::Http | Door::ForwardAuth => {
+                    connection::serve(worker, Stream(stream), arrival, count, Worker::handle_http).await;
+                }
+                Door::Redirect => {
+                    Box::pin(connection::serve(worker, stream, arrival, count, Worker::redirect)).await;
+                }
+            }
+        }
+        Accepted::Unix(stream) => {
+            let Ok(stream) = UnixStream::from_std(stream) else { return };
+            match arrival.door {
+                Door::Redirect => {
+                    Box::pin(connection::serve(worker, stream, arrival, count, Worker::redirect)).await;
+                }
+                Door::Http | Door::Https | Door::ForwardAuth => {
+                    Box::pin(connection::serve(worker, stream, arrival, count, Worker::handle_http)).await;
+                }
+            }
+        }
+    }
+}
+
 struct Loaded(Arc<AtomicUsize>);
 
 impl Drop for Loaded {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_assertion_is_signed_again_at_half_its_life_and_not_before() {
+        let asserted = Asserted::default();
+        let signed = Cell::new(0);
+        for (now, expected) in [(100, 1), (100, 1), (129, 1), (130, 2), (159, 2), (160, 3), (9_000, 4)] {
+            let value = asserted.at(now, || {
+                signed.set(signed.get() + 1);
+                Ok(Assertion { text: signed.get().to_string(), renew_at: now + 30 })
+            });
+            assert_eq!(value.unwrap(), expected.to_string().as_str(), "at {now}");
+        }
+        let failed = asserted.at(10_000, || Err(Refusal::Internal("no key")));
+        assert_eq!(failed.unwrap_err().code(), "internal", "nothing that is over is sent instead");
     }
 }

@@ -1,16 +1,19 @@
-//! Where users and revocations are kept: the traits [`Users`] and [`Sessions`](sessions::Sessions), their
-//! records and errors, the same for every backend.
+//! Where users and revocations are kept: the traits [`Users`], [`LocalUsers`] and [`Sessions`](sessions::Sessions),
+//! their records and errors, the same for every backend.
 //!
 //! A backend answers with rows; whether a password is right is for `login::password`, whether a role
 //! is a configured one for the command line and the policy. Nothing here is on the path of a request
 //! that brings a token: only logins, logouts, rotations and commands come here.
 
+pub mod cms;
+pub mod htpasswd;
 pub mod sessions;
 pub mod sqlite;
 pub mod throttle;
 
+use aws_lc_rs::digest::{Context, SHA256};
 use std::{error::Error, fmt, future::Future, path::PathBuf, pin::Pin};
-use unicode_normalization::{UnicodeNormalization, is_nfc};
+use unicode_normalization::{UnicodeNormalization, char::is_combining_mark, is_nfc};
 
 /// What a method of [`Users`] returns: boxed, so that the trait can be a `dyn Users`.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -18,19 +21,53 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 /// Longest user name in bytes, after normalisation.
 pub const MAX_USERNAME_BYTES: usize = 128;
 
-/// A store of users.
+/// A store of users, as a login sees it.
 ///
-/// Names are looked up in Unicode NFC and without regard to ASCII case; a name that no user can have
-/// (see [`Username::parse`]) is an unknown one, not an error. A change is durable when its future
-/// answers `Ok`, and other processes that have the store open see it from then on.
+/// How names are compared is the store's own matter (see [`LocalUsers`] for the gateway's); a name that no user
+/// can have is an unknown one, not an error.
 ///
 /// # Errors
-/// Every method may fail with what [`StoreError`] says of the store itself; those that change a user
-/// answer `NotFound` for an unknown name, and `ReadOnly` where the backend takes no changes.
+/// Every method may fail with what [`StoreError`] says of the store itself.
 pub trait Users: Send + Sync {
-    /// The user of that name, disabled or not; `None` when there is none.
+    /// The user of that name, disabled or not; `None` when there is none. `UnusableUser` where there is somebody
+    /// whom no password lets in.
     fn find<'a>(&'a self, username: &'a str) -> StoreFuture<'a, Option<UserRecord>>;
 
+    /// Whether the store answers at all: one cheap read.
+    fn ping(&self) -> StoreFuture<'_, ()>;
+
+    /// Up to `most` users, any of them: what their hashes cost to check, an unknown user's name is made to
+    /// cost. A store that can only look names up answers with an example of what its system writes, or
+    /// with nobody, and is learnt from login to login.
+    fn sample(&self, most: u32) -> StoreFuture<'_, Vec<UserRecord>>;
+
+    /// Waits for what is running and lets go of the store. Not needed for durability: what was acknowledged lasts
+    /// already.
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async {})
+    }
+
+    /// Whether the users are the gateway's own: nobody else changes them, and their hashes may be replaced by
+    /// better ones. Never those of a CMS.
+    fn is_own(&self) -> bool {
+        false
+    }
+
+    /// Replaces a hash by a stronger one of the same password, if it is still `from`; else nothing is
+    /// changed. Not a change of the password: what such a change ends, this does not.
+    fn upgrade_hash<'a>(&'a self, _username: &'a str, _from: &'a str, _to: &'a str) -> StoreFuture<'a, ()> {
+        Box::pin(async { Err(StoreError::ReadOnly) })
+    }
+}
+
+/// A store of users that are the gateway's own.
+///
+/// Names are looked up in Unicode NFC and without regard to ASCII case (see [`Username::parse`]). A change is
+/// durable when its future answers `Ok`, and other processes that have the store open see it from then on.
+///
+/// # Errors
+/// As for [`Users`]; those that change a user answer `NotFound` for an unknown name.
+pub trait LocalUsers: Users {
     /// All users, by id.
     fn list(&self) -> StoreFuture<'_, Vec<UserRecord>>;
 
@@ -51,24 +88,32 @@ pub trait Users: Send + Sync {
 
     /// Adds all of these users or, at the first failure, none. `Duplicate` names the one in the way.
     fn import(&self, users: Vec<NewUser>) -> StoreFuture<'_, ()>;
+}
 
-    /// Whether the store answers at all: one cheap read.
-    fn ping(&self) -> StoreFuture<'_, ()>;
+/// What a user is known by for good: a number here, whatever it is in a CMS.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum UserId {
+    /// A number.
+    Number(i64),
+    /// A text, not empty: a UUID, for example.
+    Text(String),
+}
 
-    /// Up to `most` users, any of them: what their hashes cost to check, an unknown user's name is made to
-    /// cost. A store that can only look names up answers with an example of what its system writes, or
-    /// with nobody, and is learnt from login to login.
-    fn sample(&self, most: u32) -> StoreFuture<'_, Vec<UserRecord>>;
-
-    /// Whether the hashes are the gateway's own to replace by better ones. Never those of a CMS.
-    fn is_own(&self) -> bool {
-        false
+impl fmt::Display for UserId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UserId::Number(number) => number.fmt(f),
+            UserId::Text(text) => f.write_str(text),
+        }
     }
+}
 
-    /// Replaces a hash by a stronger one of the same password, if it is still `from`; else nothing is
-    /// changed. Not a change of the password: what such a change ends, this does not.
-    fn upgrade_hash<'a>(&'a self, _username: &'a str, _from: &'a str, _to: &'a str) -> StoreFuture<'a, ()> {
-        Box::pin(async { Err(StoreError::ReadOnly) })
+impl From<&UserId> for serde_json::Value {
+    fn from(id: &UserId) -> serde_json::Value {
+        match id {
+            UserId::Number(number) => (*number).into(),
+            UserId::Text(text) => text.as_str().into(),
+        }
     }
 }
 
@@ -76,7 +121,7 @@ pub trait Users: Send + Sync {
 #[derive(Clone, Eq, PartialEq)]
 pub struct UserRecord {
     /// Never reused: a token that outlives its user can never become somebody else's.
-    pub id: i64,
+    pub id: UserId,
     /// As it was written when the user was added, which need not be as it was typed at login.
     pub username: String,
     /// In one of the formats of `docs/password-hashes.md`. Secret: it is in no log, no error and no
@@ -96,6 +141,21 @@ pub struct UserRecord {
     pub created_at: i64,
     /// Unix time in seconds of the last change of anything above.
     pub changed_at: i64,
+}
+
+impl UserRecord {
+    /// 16 bytes that another hash or salt would make others, and that cannot be turned back into either.
+    pub fn password_mark(&self) -> [u8; 16] {
+        let mut context = Context::new(&SHA256);
+        // The lengths keep the parts apart.
+        let salt = self.password_salt.as_deref().unwrap_or_default();
+        for part in [self.id.to_string().as_str(), &self.password_hash, salt] {
+            context.update(&(part.len() as u64).to_le_bytes());
+            context.update(part.as_bytes());
+        }
+        let digest = context.finish();
+        digest.as_ref()[..16].try_into().expect("a SHA-256 digest has 32 bytes")
+    }
 }
 
 impl fmt::Debug for UserRecord {
@@ -210,6 +270,14 @@ impl fmt::Display for UsernameError {
 
 impl Error for UsernameError {}
 
+/// A name without what some CMS's collation may overlook: case, accents, compatibility forms, blanks around it.
+/// Names that a store takes for one are one here; a few that it tells apart are one here, too.
+#[must_use]
+pub fn folded(name: &str) -> String {
+    let plain: String = name.trim().nfkd().filter(|c| !is_combining_mark(*c)).collect();
+    plain.to_lowercase()
+}
+
 /// What a driver said, kept for the log: [`StoreError`]'s own text does not repeat it.
 pub type Cause = Box<dyn Error + Send + Sync>;
 
@@ -246,6 +314,99 @@ pub enum StoreError {
     NotFound(String),
     /// The store takes no changes, a CMS's own table for example.
     ReadOnly,
+    /// Another system's users, by the name of the store without secrets, and what is wrong with it.
+    Cms(String, Fault),
+    /// There is somebody of that name, who cannot log in whatever the password is.
+    UnusableUser(String, UnusableUser),
+}
+
+/// What is wrong with another system's database, or with the query.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Fault {
+    /// No connection, or one that broke; what the system or the database says.
+    Unreachable(String),
+    /// A file that cannot be read; why.
+    File(String),
+    /// No answer for so long.
+    Slow(std::time::Duration),
+    /// The database refuses the query; what it says.
+    Query(String),
+    /// The query answers without this column.
+    MissingColumn(&'static str),
+    /// It has this column twice.
+    ColumnTwice(&'static str),
+    /// A column's type, which cannot be read.
+    ColumnType(&'static str, String),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Unreachable(why) => {
+                write!(f, "cannot be used ({why}): check that it runs, its address and its password")
+            }
+            Fault::File(why) => write!(f, "cannot be read: {why}"),
+            Fault::Slow(patience) => write!(f, "did not answer within {} seconds", patience.as_secs()),
+            Fault::Query(why) => {
+                write!(f, "refuses 'users.query' ({why}): correct it, or grant SELECT on what it reads")
+            }
+            Fault::MissingColumn(name) => {
+                write!(f, "answers 'users.query' without a column '{name}': write … AS {name}")
+            }
+            Fault::ColumnTwice(name) => {
+                write!(f, "answers 'users.query' with two columns '{name}': leave one out")
+            }
+            Fault::ColumnType(name, kind) => write!(
+                f,
+                "answers 'users.query' with a column '{name}' of the type {kind}, which is neither a text nor a whole \
+                 number: cast it to a text"
+            ),
+        }
+    }
+}
+
+/// What keeps a user of another system out, whatever the password is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum UnusableUser {
+    /// None of their roles over there is one here.
+    NoRole {
+        /// Those that they have.
+        theirs: String,
+    },
+    /// The query finds several users by that name.
+    Several,
+    /// It finds more rows than a user can have roles.
+    TooManyRows,
+    /// Their rows say different things about them.
+    Contradiction {
+        /// In this column.
+        column: &'static str,
+    },
+    /// A value that is of no use.
+    Value {
+        /// In this column.
+        column: &'static str,
+        /// Why.
+        what: &'static str,
+    },
+}
+
+impl fmt::Display for UnusableUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UnusableUser::NoRole { theirs } if theirs.is_empty() => f.write_str("they have no role"),
+            UnusableUser::NoRole { theirs } => {
+                let theirs: String = theirs.chars().take(200).collect();
+                write!(f, "none of their roles is one here ({}): see 'users.role_map'", theirs.escape_debug())
+            }
+            UnusableUser::Several => f.write_str("'users.query' finds several users by that name"),
+            UnusableUser::TooManyRows => write!(f, "'users.query' finds more than {} rows", cms::MOST_ROWS),
+            UnusableUser::Contradiction { column } => {
+                write!(f, "'users.query' finds rows that differ in the column '{column}'")
+            }
+            UnusableUser::Value { column, what } => write!(f, "the column '{column}' {what}"),
+        }
+    }
 }
 
 impl StoreError {
@@ -253,7 +414,11 @@ impl StoreError {
     pub fn may_pass(&self) -> bool {
         matches!(
             self,
-            StoreError::Gone(_) | StoreError::Full(..) | StoreError::Busy(..) | StoreError::Unavailable(..)
+            StoreError::Gone(_)
+                | StoreError::Full(..)
+                | StoreError::Busy(..)
+                | StoreError::Unavailable(..)
+                | StoreError::Cms(..)
         )
     }
 }
@@ -325,6 +490,10 @@ impl fmt::Display for StoreError {
             StoreError::ReadOnly => {
                 f.write_str("this user store is read-only: change its users in the system that owns them")
             }
+            StoreError::Cms(shown, fault) => write!(f, "the user store {shown} {fault}"),
+            StoreError::UnusableUser(name, why) => {
+                write!(f, "the user `{}` cannot log in: {why}", name.escape_debug())
+            }
         }
     }
 }
@@ -346,7 +515,9 @@ impl Error for StoreError {
             | StoreError::Newer(_)
             | StoreError::Duplicate(_)
             | StoreError::NotFound(_)
-            | StoreError::ReadOnly => None,
+            | StoreError::ReadOnly
+            | StoreError::Cms(..)
+            | StoreError::UnusableUser(..) => None,
         }
     }
 }
@@ -392,7 +563,7 @@ mod tests {
         };
         assert!(!format!("{user:?}").contains("secret"));
         let record = UserRecord {
-            id: 1,
+            id: UserId::Number(1),
             username: "vera".into(),
             password_hash: "$argon2id$secret".into(),
             password_salt: Some("secret".into()),

@@ -6,10 +6,12 @@
 //! sees two of them at once. Not here: what is done with a token (`login::session`), the set in memory
 //! (`token::revoked`).
 
+use std::pin::Pin;
+
 use crate::token::Revocation;
 use crate::token::revoked::{Key, MOST_LEEWAY, MOST_TTL};
 
-use super::{NewUser, StoreError, StoreFuture, UserRecord, Users};
+use super::{LocalUsers, NewUser, StoreError, StoreFuture, UserId, UserRecord, Users};
 
 /// A store of revocations and rotations.
 ///
@@ -41,6 +43,20 @@ pub trait Sessions: Send + Sync {
     /// many processes it is asked for at once.
     fn rotate(&self, rotation: Rotation) -> StoreFuture<'_, Rotated>;
 
+    /// Remembers a user of another system as they are now; what was known of them before is replaced, but never
+    /// for a shorter time.
+    fn note(&self, seen: Seen) -> StoreFuture<'_, ()>;
+
+    /// What a user of another system was when they were last seen.
+    fn seen(&self, subject: Key) -> StoreFuture<'_, Option<Seen>>;
+
+    /// Up to `most` of those who may have a session at `now` (Unix seconds), in the order of their keys: after
+    /// this one, or from the first on.
+    fn seen_after(&self, after: Option<Key>, now: u64, most: u32) -> StoreFuture<'_, Vec<Seen>>;
+
+    /// Forgets a user of another system, who has no session any more.
+    fn forget(&self, subject: Key) -> StoreFuture<'_, ()>;
+
     /// Drops some of what has been over since `before` (Unix seconds), and answers whether there may be
     /// more.
     fn prune(&self, before: u64) -> StoreFuture<'_, bool>;
@@ -53,6 +69,34 @@ pub struct Change {
     pub seq: i64,
     /// What ended.
     pub revocation: Revocation,
+}
+
+/// A user of another system who has signed in, as they were then: whoever is another by now has to sign in anew.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Seen {
+    /// [`local_subject`] of their id.
+    pub subject: Key,
+    /// By which they are found.
+    pub username: String,
+    /// The gateway's role that they had.
+    pub role: String,
+    /// [`UserRecord::password_mark`].
+    pub password: [u8; 16],
+    /// None of their sessions lasts beyond it, in Unix seconds.
+    pub until: u64,
+}
+
+impl Seen {
+    /// What is to be remembered of a user.
+    pub fn of(user: &UserRecord, until: u64) -> Seen {
+        Seen {
+            subject: local_subject(&user.id),
+            username: user.username.clone(),
+            role: user.role.clone(),
+            password: user.password_mark(),
+            until,
+        }
+    }
 }
 
 /// A token that is to be replaced by another.
@@ -140,13 +184,13 @@ pub async fn find_with_generation(
 ) -> Result<Option<(UserRecord, u64)>, StoreError> {
     // Twice, since the mark goes by the id, and only the record knows that.
     let Some(found) = users.find(username).await? else { return Ok(None) };
-    let generation = generation(local_subject(found.id)).await?;
+    let generation = generation(local_subject(&found.id)).await?;
     let user = users.find(username).await?.filter(|user| user.id == found.id);
     Ok(user.map(|user| (user, generation)))
 }
 
-/// The key of a user of the local store.
-pub fn local_subject(id: i64) -> Key {
+/// The key of a user of the configured store.
+pub fn local_subject(id: &UserId) -> Key {
     Key::subject("", &id.to_string())
 }
 
@@ -159,7 +203,7 @@ pub struct EndingTokens<U> {
     sessions: Box<dyn Sessions>,
 }
 
-impl<U: Users> EndingTokens<U> {
+impl<U: LocalUsers> EndingTokens<U> {
     /// Both stores, opened.
     pub fn new(users: U, sessions: Box<dyn Sessions>) -> Self {
         Self { users, sessions }
@@ -183,15 +227,37 @@ impl<U: Users> EndingTokens<U> {
     async fn raise(&self, user: &UserRecord) -> Result<(), StoreError> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let now = now.map_or(0, |since| since.as_secs());
-        end_user(&*self.sessions, local_subject(user.id), true, now).await.map(drop)
+        end_user(&*self.sessions, local_subject(&user.id), true, now).await.map(drop)
     }
 }
 
-impl<U: Users> Users for EndingTokens<U> {
+impl<U: LocalUsers> Users for EndingTokens<U> {
     fn find<'a>(&'a self, username: &'a str) -> StoreFuture<'a, Option<UserRecord>> {
         self.users.find(username)
     }
 
+    fn ping(&self) -> StoreFuture<'_, ()> {
+        self.users.ping()
+    }
+
+    fn sample(&self, most: u32) -> StoreFuture<'_, Vec<UserRecord>> {
+        self.users.sample(most)
+    }
+
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        self.users.close()
+    }
+
+    fn is_own(&self) -> bool {
+        self.users.is_own()
+    }
+
+    fn upgrade_hash<'a>(&'a self, username: &'a str, from: &'a str, to: &'a str) -> StoreFuture<'a, ()> {
+        self.users.upgrade_hash(username, from, to)
+    }
+}
+
+impl<U: LocalUsers> LocalUsers for EndingTokens<U> {
     fn list(&self) -> StoreFuture<'_, Vec<UserRecord>> {
         self.users.list()
     }
@@ -220,21 +286,5 @@ impl<U: Users> Users for EndingTokens<U> {
 
     fn import(&self, users: Vec<NewUser>) -> StoreFuture<'_, ()> {
         self.users.import(users)
-    }
-
-    fn ping(&self) -> StoreFuture<'_, ()> {
-        self.users.ping()
-    }
-
-    fn sample(&self, most: u32) -> StoreFuture<'_, Vec<UserRecord>> {
-        self.users.sample(most)
-    }
-
-    fn is_own(&self) -> bool {
-        self.users.is_own()
-    }
-
-    fn upgrade_hash<'a>(&'a self, username: &'a str, from: &'a str, to: &'a str) -> StoreFuture<'a, ()> {
-        self.users.upgrade_hash(username, from, to)
     }
 }

@@ -9,7 +9,7 @@
 pub mod sessions;
 pub mod throttle;
 
-use super::{Cause, NewUser, StoreError, StoreFuture, UserRecord, Username, Users};
+use super::{Cause, LocalUsers, NewUser, StoreError, StoreFuture, UserId, UserRecord, Username, Users};
 use sqlx::{
     ConnectOptions, Connection, Row, SqlStr, SqliteConnection, SqlitePool,
     migrate::{MigrateError, Migration, MigrationType, Migrator},
@@ -19,6 +19,7 @@ use std::{
     borrow::Cow,
     fs, io,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -33,11 +34,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const CONNECTIONS: u32 = 4;
 
 /// (version, what it does, its SQL); once released, none may change.
-const MIGRATIONS: [(i64, &str, &str); 4] = [
+const MIGRATIONS: [(i64, &str, &str); 5] = [
     (1, "users", include_str!("../../migrations/sqlite/0001_users.sql")),
     (2, "sessions", include_str!("../../migrations/sqlite/0002_sessions.sql")),
     (3, "throttle", include_str!("../../migrations/sqlite/0003_throttle.sql")),
     (4, "salts", include_str!("../../migrations/sqlite/0004_salts.sql")),
+    (5, "seen", include_str!("../../migrations/sqlite/0005_seen.sql")),
 ];
 
 /// A database file that is open, and followed when another takes its place.
@@ -173,12 +175,6 @@ impl SqliteUsers {
         &self.database.path
     }
 
-    /// Waits for what is running, then folds the write-ahead log into the file and closes it.
-    /// Not needed for durability: what was acknowledged is on the disk already.
-    pub async fn close(&self) {
-        self.database.close().await;
-    }
-
     fn failed(&self, error: sqlx::Error) -> StoreError {
         self.database.failed(error)
     }
@@ -211,6 +207,54 @@ impl Users for SqliteUsers {
         })
     }
 
+    fn ping(&self) -> StoreFuture<'_, ()> {
+        Box::pin(async move {
+            sqlx::query("SELECT id FROM users LIMIT 1")
+                .execute(&self.database.pool().await?)
+                .await
+                .map_err(|error| self.failed(error))?;
+            Ok(())
+        })
+    }
+
+    fn sample(&self, most: u32) -> StoreFuture<'_, Vec<UserRecord>> {
+        Box::pin(async move {
+            sqlx::query("SELECT * FROM users ORDER BY id DESC LIMIT ?")
+                .bind(most)
+                .try_map(record)
+                .fetch_all(&self.database.pool().await?)
+                .await
+                .map_err(|error| self.failed(error))
+        })
+    }
+
+    /// Folds the write-ahead log into the file and closes it.
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.database.close())
+    }
+
+    fn is_own(&self) -> bool {
+        true
+    }
+
+    fn upgrade_hash<'a>(&'a self, username: &'a str, from: &'a str, to: &'a str) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            sqlx::query(
+                "UPDATE users SET password_hash = ?, password_salt = NULL
+                 WHERE username = ? AND password_hash = ?",
+            )
+            .bind(to)
+            .bind(stored_form(username))
+            .bind(from)
+            .execute(&self.database.pool().await?)
+            .await
+            .map_err(|error| self.failed(error))?;
+            Ok(())
+        })
+    }
+}
+
+impl LocalUsers for SqliteUsers {
     fn list(&self) -> StoreFuture<'_, Vec<UserRecord>> {
         Box::pin(async move {
             sqlx::query("SELECT * FROM users ORDER BY id")
@@ -292,47 +336,6 @@ impl Users for SqliteUsers {
             self.database.holds(&pool)
         })
     }
-
-    fn ping(&self) -> StoreFuture<'_, ()> {
-        Box::pin(async move {
-            sqlx::query("SELECT id FROM users LIMIT 1")
-                .execute(&self.database.pool().await?)
-                .await
-                .map_err(|error| self.failed(error))?;
-            Ok(())
-        })
-    }
-
-    fn sample(&self, most: u32) -> StoreFuture<'_, Vec<UserRecord>> {
-        Box::pin(async move {
-            sqlx::query("SELECT * FROM users ORDER BY id DESC LIMIT ?")
-                .bind(most)
-                .try_map(record)
-                .fetch_all(&self.database.pool().await?)
-                .await
-                .map_err(|error| self.failed(error))
-        })
-    }
-
-    fn is_own(&self) -> bool {
-        true
-    }
-
-    fn upgrade_hash<'a>(&'a self, username: &'a str, from: &'a str, to: &'a str) -> StoreFuture<'a, ()> {
-        Box::pin(async move {
-            sqlx::query(
-                "UPDATE users SET password_hash = ?, password_salt = NULL
-                 WHERE username = ? AND password_hash = ?",
-            )
-            .bind(to)
-            .bind(stored_form(username))
-            .bind(from)
-            .execute(&self.database.pool().await?)
-            .await
-            .map_err(|error| self.failed(error))?;
-            Ok(())
-        })
-    }
 }
 
 fn insert(user: &NewUser) -> sqlx::query::Query<'_, sqlx::Sqlite, sqlx::sqlite::SqliteArguments> {
@@ -351,7 +354,7 @@ fn insert(user: &NewUser) -> sqlx::query::Query<'_, sqlx::Sqlite, sqlx::sqlite::
 
 fn record(row: SqliteRow) -> Result<UserRecord, sqlx::Error> {
     Ok(UserRecord {
-        id: row.try_get("id")?,
+        id: UserId::Number(row.try_get("id")?),
         username: row.try_get("username")?,
         password_hash: row.try_get("password_hash")?,
         password_salt: row.try_get("password_salt")?,
@@ -576,7 +579,10 @@ mod tests {
     async fn a_user_is_found_as_added_whatever_the_letter_case_or_normal_form() {
         let (_folder, users) = fresh().await;
         let added = users.add(user("Ödegård")).await.unwrap();
-        assert_eq!((added.id, added.role.as_str(), added.disabled), (1, "Viewer", false));
+        assert_eq!(
+            (added.id.clone(), added.role.as_str(), added.disabled),
+            (UserId::Number(1), "Viewer", false)
+        );
         assert_eq!(added.name.as_deref(), Some("Vera Viewer"));
         assert!(added.created_at > 1_700_000_000 && added.created_at == added.changed_at);
         for name in ["Ödegård", "ÖDEGåRD", "O\u{308}dega\u{30a}rd"] {
@@ -635,13 +641,13 @@ mod tests {
     #[tokio::test]
     async fn an_id_is_never_given_twice() {
         let (folder, users) = fresh().await;
-        assert_eq!(users.add(user("vera")).await.unwrap().id, 1);
-        assert_eq!(users.add(user("emil")).await.unwrap().id, 2);
+        assert_eq!(users.add(user("vera")).await.unwrap().id, UserId::Number(1));
+        assert_eq!(users.add(user("emil")).await.unwrap().id, UserId::Number(2));
         users.remove("emil").await.unwrap();
         users.remove("vera").await.unwrap();
         users.close().await;
         let users = SqliteUsers::open(&folder.path().join("data/users.db")).await.unwrap();
-        assert_eq!(users.add(user("vera")).await.unwrap().id, 3);
+        assert_eq!(users.add(user("vera")).await.unwrap().id, UserId::Number(3));
     }
 
     #[tokio::test]

@@ -92,8 +92,8 @@ struct Weight {
 
 impl<V> Weighter<Box<str>, Entry<V>> for Weight {
     fn weight(&self, token: &Box<str>, _: &Entry<V>) -> u64 {
-        // Claims are read out of the token, so they are never longer than it.
-        (2 * token.len() as u64 + ENTRY_OVERHEAD).max(self.least)
+        // Claims are read out of the token, so they are never longer than it; nor is what is asserted of them.
+        (3 * token.len() as u64 + ENTRY_OVERHEAD).max(self.least)
     }
 }
 

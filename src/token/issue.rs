@@ -170,13 +170,19 @@ impl Signer {
             name: subject.name,
             email: subject.email,
         };
-        let claims = serde_json::to_vec(&claims).map_err(|_| IssueError::Library)?;
-        let mut token = format!("{}.{}", self.header, compact::encode(&claims));
-        let signature = self.key.sign(token.as_bytes()).map_err(|_| IssueError::Library)?;
-        token.push('.');
-        token.push_str(&compact::encode(&signature));
+        let token = sign(&self.key, &self.header, &claims)?;
         Ok(Issued { token, jti, expires_at })
     }
+}
+
+/// The compact JWS of `claims` behind a `header` that is encoded already (RFC 7515 §7.1).
+pub(super) fn sign(key: &SigningKey, header: &str, claims: &impl Serialize) -> Result<String, IssueError> {
+    let claims = serde_json::to_vec(claims).map_err(|_| IssueError::Library)?;
+    let mut token = format!("{header}.{}", compact::encode(&claims));
+    let signature = key.sign(token.as_bytes()).map_err(|_| IssueError::Library)?;
+    token.push('.');
+    token.push_str(&compact::encode(&signature));
+    Ok(token)
 }
 
 /// 128 random bits in base64url, for a `jti` or `sid`: never met twice (RFC 7519 §4.1.7).

@@ -7,6 +7,7 @@
 //!
 //! Not here: where keys and revocations are kept and when they are read again, and what a role may do.
 
+pub mod assertion;
 pub mod cache;
 pub mod compact;
 pub mod issue;
@@ -20,6 +21,7 @@ mod wycheproof;
 use std::fmt;
 use std::sync::Arc;
 
+pub use assertion::{Asserter, Assertion};
 pub use cache::TokenCache;
 pub use compact::{Unverified, decode_without_verifying};
 pub use issue::{Ancestor, IssueError, Issued, Session, Signer, Subject};

@@ -85,11 +85,17 @@ impl ClaimPath {
         Self { whole: path.to_owned(), steps: path.split('.').map(str::to_owned).collect() }
     }
 
-    /// `null` is as good as absent.
-    fn find<'a>(&self, claims: &'a Object) -> Option<&'a Value> {
+    /// What is there; `null` is as good as absent.
+    pub fn find<'a>(&self, claims: &'a Object) -> Option<&'a Value> {
         let (first, rest) = self.steps.split_first()?;
         let nested = || rest.iter().try_fold(claims.get(first)?, |value, step| value.get(step));
         claims.get(&self.whole).or_else(nested).filter(|value| !value.is_null())
+    }
+}
+
+impl fmt::Display for ClaimPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.whole)
     }
 }
 

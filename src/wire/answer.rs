@@ -112,6 +112,10 @@ pub enum WrongCredentials {
     DisabledUser,
     /// The stored hash is of no use.
     UnusableHash,
+    /// A user of the CMS, none of whose roles is one here.
+    NoRole,
+    /// A user of the CMS whose rows are of no use.
+    UnusableUser,
 }
 
 /// What keeps a login from being tried. One answer to the client.
@@ -153,6 +157,8 @@ impl WrongCredentials {
             Self::WrongPassword => "wrong_password",
             Self::DisabledUser => "disabled_user",
             Self::UnusableHash => "unusable_hash",
+            Self::NoRole => "no_role",
+            Self::UnusableUser => "unusable_user",
         }
     }
 }
@@ -335,8 +341,9 @@ impl Refusal {
     }
 
     /// The same as bytes, for a connection that hyper never got to see a request of. It is the last
-    /// answer on that connection and says so.
-    pub fn bytes(&self, template: &Template, request_id: &str) -> Vec<u8> {
+    /// answer on that connection and says so. `to_head`: without the body, which an answer to HEAD never has
+    /// (RFC 9110 §9.3.2).
+    pub fn bytes(&self, template: &Template, request_id: &str, to_head: bool) -> Vec<u8> {
         let mut response = self.response(template, request_id);
         let length = response.body().len();
         response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
@@ -350,7 +357,9 @@ impl Refusal {
         }
         head.push_str("\r\n");
         let mut bytes = head.into_bytes();
-        bytes.extend_from_slice(response.body());
+        if !to_head {
+            bytes.extend_from_slice(response.body());
+        }
         bytes
     }
 }

@@ -12,6 +12,8 @@ use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
+use crate::config::value::UNIX_PEER;
+
 /// `X-Forwarded-For`.
 pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// `X-Forwarded-Proto`.
@@ -21,24 +23,45 @@ pub const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host
 /// `X-Request-Id`.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// What a request came to the gateway by.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Scheme {
+    /// Plain HTTP, from the client or from a proxy that ends TLS.
+    Http,
+    /// HTTPS, ended here.
+    Https,
+}
+
+impl Scheme {
+    /// As URLs and forwarding headers name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
 /// One connection's other end, and what is said of it upstream. Made once a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
     address: IpAddr,
     trusted: bool,
-    /// The value of `X-Forwarded-For` where nobody else is spoken for.
-    forwarded_for: HeaderValue,
+    scheme: Scheme,
+    /// The value of `X-Forwarded-For` where nobody else is spoken for; `None`: the peer has no address.
+    forwarded_for: Option<HeaderValue>,
     /// `Forwarded` for the Host last seen on this connection: it rarely changes.
     forwarded: Option<(HeaderValue, HeaderValue)>,
 }
 
 impl Peer {
-    /// The peer at `address`, believed if one of `trusted` holds it.
-    pub fn new(address: SocketAddr, trusted: &[IpNet]) -> Self {
+    /// The peer at `address`, believed if one of `trusted` holds it; its requests come by `scheme`.
+    pub fn new(address: SocketAddr, trusted: &[IpNet], scheme: Scheme) -> Self {
         // An IPv4 client of a dual-stack socket is written as the IPv4 address that it is.
         let address = address.ip().to_canonical();
-        let forwarded_for = HeaderValue::try_from(address.to_string()).expect("an address is visible ASCII");
-        Self { address, trusted: is_trusted(address, trusted), forwarded_for, forwarded: None }
+        let forwarded_for = (address != UNIX_PEER)
+            .then(|| HeaderValue::try_from(address.to_string()).expect("an address is visible ASCII"));
+        Self { address, trusted: is_trusted(address, trusted), scheme, forwarded_for, forwarded: None }
     }
 
     /// Whether what it says about others is believed.
@@ -64,7 +87,7 @@ impl Peer {
     ) {
         let Some(host) = headers.get(HOST).cloned() else {
             // HTTP/1.0 without Host: nothing is known of it.
-            headers.insert(FORWARDED_FOR, self.forwarded_for.clone());
+            self.name_client(headers);
             headers.insert(REQUEST_ID, request_id());
             return;
         };
@@ -72,11 +95,17 @@ impl Peer {
             self.extend(headers, host, trusted);
             headers.entry(REQUEST_ID).or_insert_with(request_id);
         } else {
-            headers.insert(FORWARDED_FOR, self.forwarded_for.clone());
-            headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+            self.name_client(headers);
+            headers.insert(FORWARDED_PROTO, HeaderValue::from_static(self.scheme.name()));
             headers.insert(FORWARDED, self.forwarded(&host));
             headers.insert(FORWARDED_HOST, host);
             headers.insert(REQUEST_ID, request_id());
+        }
+    }
+
+    fn name_client(&self, headers: &mut HeaderMap) {
+        if let Some(address) = &self.forwarded_for {
+            headers.insert(FORWARDED_FOR, address.clone());
         }
     }
 
@@ -89,17 +118,23 @@ impl Peer {
             write_for(&mut elements, hop);
             elements.push_str(", ");
         }
-        write!(chain, "{}", self.address).expect("writing to a string cannot fail");
+        match self.forwarded_for {
+            Some(_) => write!(chain, "{}", self.address).expect("writing to a string cannot fail"),
+            None => chain.truncate(chain.trim_end_matches(", ").len()),
+        }
         elements.push_str(own.to_str().unwrap_or_default());
         for (name, value) in [(FORWARDED_FOR, chain), (FORWARDED, elements)] {
             headers
                 .insert(name, HeaderValue::try_from(value).expect("addresses and a Host are visible ASCII"));
         }
+        if self.forwarded_for.is_none() && headers[FORWARDED_FOR].is_empty() {
+            headers.remove(FORWARDED_FOR);
+        }
         headers.entry(FORWARDED_HOST).or_insert(host);
-        headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+        headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static(self.scheme.name()));
     }
 
-    /// RFC 7239: `for=…;host=…;proto=http`.
+    /// RFC 7239: `for=…;host=…;proto=…`.
     fn forwarded(&mut self, host: &HeaderValue) -> HeaderValue {
         if let Some((known, forwarded)) = &self.forwarded
             && known == host
@@ -109,7 +144,8 @@ impl Peer {
         let mut text = String::with_capacity(64);
         let host_text = host.to_str().unwrap_or_default();
         write_for(&mut text, self.address);
-        write!(text, ";host=\"{host_text}\";proto=http").expect("writing to a string cannot fail");
+        write!(text, ";host=\"{host_text}\";proto={}", self.scheme.name())
+            .expect("writing to a string cannot fail");
         let forwarded = HeaderValue::try_from(text).expect("a Host that passed hygiene is visible ASCII");
         self.forwarded = Some((host.clone(), forwarded.clone()));
         forwarded
@@ -124,6 +160,7 @@ pub fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
 /// `for=…` (RFC 7239 §4, §6).
 fn write_for(text: &mut String, address: IpAddr) {
     match address {
+        UNIX_PEER => write!(text, "for=unknown"),
         IpAddr::V4(address) => write!(text, "for={address}"),
         IpAddr::V6(address) => write!(text, "for=\"[{address}]\""),
     }
@@ -202,7 +239,14 @@ fn elements(line: &str) -> Option<SmallVec<[Option<IpAddr>; 4]>> {
 fn parse_hop(hop: &str) -> Option<IpAddr> {
     let address = hop.parse::<IpAddr>().or_else(|_| hop.parse::<SocketAddr>().map(|socket| socket.ip()));
     let bracketed = || hop.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
-    address.ok().or_else(bracketed).map(|address: IpAddr| address.to_canonical())
+    let address = address.ok().or_else(bracketed).map(|address: IpAddr| address.to_canonical());
+    // Nobody has this one, and to us it means somebody in particular.
+    address.filter(|address| *address != UNIX_PEER)
+}
+
+/// A client as log lines name it: its address, or `unix` where a Unix socket's peer has told no other.
+pub fn shown(client: IpAddr) -> String {
+    if client == UNIX_PEER { "unix".to_owned() } else { client.to_string() }
 }
 
 #[cfg(test)]
@@ -230,8 +274,9 @@ mod tests {
             ("[::1]:1", "[2001:db8::1]:80, 10.9.9.9", "2001:db8::1"),
             ("[::ffff:10.0.0.1]:1", "1.1.1.1", "1.1.1.1"),
             ("10.0.0.1:1", "10.0.0.3, 10.0.0.2", "10.0.0.3"),
+            ("10.0.0.1:1", "6.6.6.6, ::, 10.0.0.2", "10.0.0.2"),
         ] {
-            let peer = Peer::new(peer.parse().unwrap(), &trusted);
+            let peer = Peer::new(peer.parse().unwrap(), &trusted, Scheme::Http);
             let map = headers(&[("x-forwarded-for", forwarded)]);
             assert_eq!(peer.client(&map, &trusted), client.parse::<IpAddr>().unwrap(), "{forwarded}");
         }
@@ -240,7 +285,7 @@ mod tests {
     #[test]
     fn forwarded_is_walked_where_it_is_alone_and_counts_for_nothing_where_it_cannot_be_read() {
         let trusted: Vec<IpNet> = ["10.0.0.0/8".parse().unwrap()].to_vec();
-        let peer = Peer::new("10.0.0.1:1".parse().unwrap(), &trusted);
+        let peer = Peer::new("10.0.0.1:1".parse().unwrap(), &trusted, Scheme::Http);
         for (forwarded, client) in [
             ("for=1.1.1.1", "1.1.1.1"),
             ("For=1.1.1.1;proto=https;by=10.0.0.1", "1.1.1.1"),
@@ -290,7 +335,7 @@ mod tests {
         ] {
             let mut map = headers(&[("host", "cms")]);
             map.extend(headers(lines));
-            let mut peer = Peer::new("10.0.0.1:1".parse().unwrap(), &trusted);
+            let mut peer = Peer::new("10.0.0.1:1".parse().unwrap(), &trusted, Scheme::Http);
             peer.describe(&mut map, &trusted, || HeaderValue::from_static("id"));
             assert_eq!(map["x-forwarded-for"], chain, "{lines:?}");
             assert_eq!(map["forwarded"], format!("{elements}{own}"), "{lines:?}");
@@ -301,7 +346,7 @@ mod tests {
     #[test]
     fn the_upstream_hears_what_is_known_and_a_trusted_proxys_word() {
         let id = || HeaderValue::from_static("id");
-        let mut peer = Peer::new("192.0.2.1:5".parse().unwrap(), &[]);
+        let mut peer = Peer::new("192.0.2.1:5".parse().unwrap(), &[], Scheme::Http);
         let mut map = headers(&[("host", "cms.example")]);
         peer.describe(&mut map, &[], id);
         for (name, value) in [
@@ -313,8 +358,34 @@ mod tests {
         ] {
             assert_eq!(map[name], value);
         }
+        // A Unix socket's peer has no address, and one that is trusted names its client's.
+        let mut peer = Peer::new(SocketAddr::new(UNIX_PEER, 0), &[], Scheme::Http);
+        let mut map = headers(&[("host", "cms.example")]);
+        peer.describe(&mut map, &[], id);
+        assert_eq!(map.get("x-forwarded-for"), None);
+        assert_eq!(map["forwarded"], "for=unknown;host=\"cms.example\";proto=http");
+        let trusted = [IpNet::from(UNIX_PEER)];
+        let mut peer = Peer::new(SocketAddr::new(UNIX_PEER, 0), &trusted, Scheme::Http);
+        for (sent, named, elements) in [
+            ("1.1.1.1", Some("1.1.1.1"), "for=1.1.1.1, for=unknown;host=\"cms.example\";proto=http"),
+            ("6.6.6.6, 1.1.1.1", Some("1.1.1.1"), "for=1.1.1.1, for=unknown;host=\"cms.example\";proto=http"),
+            ("garbage", None, "for=unknown;host=\"cms.example\";proto=http"),
+        ] {
+            let mut map = headers(&[("host", "cms.example"), ("x-forwarded-for", sent)]);
+            let client = named.map_or(UNIX_PEER, |named| named.parse().unwrap());
+            assert_eq!(peer.client(&map, &trusted), client, "{sent}");
+            peer.describe(&mut map, &trusted, id);
+            assert_eq!(map.get("x-forwarded-for").map(|value| value.to_str().unwrap()), named, "{sent}");
+            assert_eq!(map["forwarded"], elements, "{sent}");
+        }
+        // HTTPS that ends here is known to be.
+        let mut peer = Peer::new("192.0.2.1:5".parse().unwrap(), &[], Scheme::Https);
+        let mut map = headers(&[("host", "cms.example"), ("x-forwarded-proto", "http")]);
+        peer.describe(&mut map, &[], id);
+        assert_eq!(map["x-forwarded-proto"], "https");
+        assert_eq!(map["forwarded"], "for=192.0.2.1;host=\"cms.example\";proto=https");
         let trusted = ["2001:db8::/32".parse().unwrap()];
-        let mut peer = Peer::new("[2001:db8::1]:5".parse().unwrap(), &trusted);
+        let mut peer = Peer::new("[2001:db8::1]:5".parse().unwrap(), &trusted, Scheme::Http);
         let mut map = headers(&[
             ("host", "inner"),
             ("x-forwarded-for", "1.1.1.1"),

@@ -95,6 +95,11 @@ fn directives(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     all.map(|directive| directive.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii())
 }
 
+/// The name of the cookie that a `Set-Cookie` sets.
+pub fn name_of(set_cookie: &HeaderValue) -> Option<&str> {
+    set_cookie.to_str().ok()?.split_once('=').map(|(name, _)| name.trim())
+}
+
 /// The `Set-Cookie` that removes it.
 pub fn clear(cookie: &Cookie) -> HeaderValue {
     HeaderValue::try_from(format!("{}=; Max-Age=0{}", cookie.name, cookie.attributes))

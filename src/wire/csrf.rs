@@ -8,7 +8,7 @@
 use http::header::{HOST, ORIGIN};
 use http::{HeaderMap, HeaderName};
 
-use super::client::FORWARDED_HOST;
+use super::client::{FORWARDED_HOST, Scheme};
 
 /// `Sec-Fetch-Site`.
 const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -24,9 +24,9 @@ pub enum Source {
     Unsaid,
 }
 
-/// Where the request comes from. `headers` hold `X-Forwarded-Host` only if a trusted proxy has set it
-/// (`wire::headers`).
-pub fn source(headers: &HeaderMap) -> Source {
+/// Where the request, which came by `scheme`, comes from. `headers` hold `X-Forwarded-Host` only if a trusted
+/// proxy has set it (`wire::headers`).
+pub fn source(headers: &HeaderMap, scheme: Scheme) -> Source {
     let mut sites = headers.get_all(SITE).iter();
     match (sites.next().map(|site| site.as_bytes()), sites.next()) {
         (Some(b"same-origin"), None) => return Source::SameOrigin,
@@ -37,16 +37,19 @@ pub fn source(headers: &HeaderMap) -> Source {
     let mut origins = headers.get_all(ORIGIN).iter();
     match (origins.next(), origins.next()) {
         (None, _) => Source::Unsaid,
-        (Some(origin), None) if is_here(origin.as_bytes(), headers) => Source::SameOrigin,
+        (Some(origin), None) if is_here(origin.as_bytes(), headers, scheme) => Source::SameOrigin,
         (Some(_), _) => Source::Foreign,
     }
 }
 
-/// Whether an origin's host and port are those that the request is for.
-fn is_here(origin: &[u8], headers: &HeaderMap) -> bool {
+/// Whether an origin's host and port are those that the request is for. By HTTPS, a page that came by plain HTTP
+/// is none of this site's; where plain HTTP arrives, a proxy may have ended TLS.
+fn is_here(origin: &[u8], headers: &HeaderMap, scheme: Scheme) -> bool {
     let (scheme_port, authority) = match origin {
         [b'h', b't', b't', b'p', b's', b':', b'/', b'/', rest @ ..] => (&b":443"[..], rest),
-        [b'h', b't', b't', b'p', b':', b'/', b'/', rest @ ..] => (&b":80"[..], rest),
+        [b'h', b't', b't', b'p', b':', b'/', b'/', rest @ ..] if scheme == Scheme::Http => {
+            (&b":80"[..], rest)
+        }
         // `null` above all.
         _ => return false,
     };
@@ -112,7 +115,7 @@ mod tests {
             for (name, value) in lines {
                 headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
             }
-            assert_eq!(source(&headers), expected, "{lines:?}");
+            assert_eq!(source(&headers, Scheme::Http), expected, "{lines:?}");
         }
         for (host, origin, expected) in [
             ("cms.example:8080", "http://cms.example:8080", SameOrigin),
@@ -126,7 +129,10 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(HOST, HeaderValue::from_static(host));
             headers.insert(ORIGIN, HeaderValue::from_static(origin));
-            assert_eq!(source(&headers), expected, "{host} {origin}");
+            assert_eq!(source(&headers, Scheme::Http), expected, "{host} {origin}");
+            let plain = origin.starts_with("http:");
+            let expected = if plain { Foreign } else { expected };
+            assert_eq!(source(&headers, Scheme::Https), expected, "{host} {origin} by HTTPS");
         }
     }
 }

@@ -52,6 +52,14 @@ pub enum HeadError {
     HeadTooSlow,
     /// The body stopped arriving for `limits.idle_timeout`.
     BodyTooSlow,
+    /// Plain HTTP where TLS is spoken.
+    PlainHttp,
+    /// TLS where plain HTTP is spoken.
+    TlsHello,
+    /// A pseudo-header of HTTP/2 that is missing or is not what came by this connection.
+    Pseudo,
+    /// More frames of HTTP/2 that mean nothing than anybody needs.
+    Flood,
 }
 
 impl HeadError {
@@ -77,6 +85,10 @@ impl HeadError {
             Self::TooManyHeaders => "too_many_headers",
             Self::HeadTooSlow => "head_too_slow",
             Self::BodyTooSlow => "body_too_slow",
+            Self::PlainHttp => "plain_http",
+            Self::TlsHello => "tls_hello",
+            Self::Pseudo => "pseudo_header",
+            Self::Flood => "http2_flood",
         }
     }
 }
@@ -103,6 +115,10 @@ impl fmt::Display for HeadError {
             Self::TooManyHeaders => "there are too many headers",
             Self::HeadTooSlow => "the head arrived too slowly",
             Self::BodyTooSlow => "the body stopped arriving",
+            Self::PlainHttp => "plain HTTP was sent to an HTTPS port",
+            Self::TlsHello => "TLS was spoken to a plain HTTP port",
+            Self::Pseudo => "a pseudo-header is missing or wrong",
+            Self::Flood => "there are too many idle frames",
         })
     }
 }
@@ -211,10 +227,13 @@ impl Guard {
         match self.state {
             State::Raw => Ok(Piece::Pass(bytes.len())),
             State::Head => {
-                let Some(head) = check_head(bytes, &self.limits)? else {
-                    self.judge_partial(bytes)?;
-                    return Ok(Piece::Partial);
-                };
+                let checked = check_head(bytes, &self.limits).and_then(|head| match head {
+                    Some(head) => Ok(Some(head)),
+                    None => self.judge_partial(bytes).map(|()| None),
+                });
+                // The first byte of a handshake record (RFC 8446 §5.1) begins no request.
+                let checked = checked.map_err(|why| if bytes[0] == 0x16 { HeadError::TlsHello } else { why });
+                let Some(head) = checked? else { return Ok(Piece::Partial) };
                 self.state = match head.framing {
                     Framing::Length(0) => State::Head,
                     Framing::Length(length) => State::Length(length),
@@ -238,7 +257,8 @@ impl Guard {
         if line_end.is_none() && bytes.len() > self.limits.target_bytes + 64 {
             return Err(HeadError::TargetTooLong);
         }
-        if line_end.is_none() && !bytes[0].is_ascii_uppercase() {
+        let begins_a_method = std::str::from_utf8(&bytes[..1]).is_ok_and(crate::policy::method::is_method);
+        if line_end.is_none() && !begins_a_method {
             return Err(HeadError::Method);
         }
         if bytes.len() > self.limits.head_bytes { Err(HeadError::HeadTooLarge) } else { Ok(()) }
@@ -476,7 +496,7 @@ pub fn check_request<'a>(
 /// Refuses the bytes that no target holds (RFC 3986 appendix A) and that the parser behind does not take.
 /// It takes more than that grammar: what is sent raw all the same, by browsers too, goes on as it is.
 /// A fragment is never sent (RFC 9112 §3.2), and parsers differ in whether they cut or keep it.
-fn check_target(target: &[u8]) -> Result<(), HeadError> {
+pub(super) fn check_target(target: &[u8]) -> Result<(), HeadError> {
     let (mut query, mut ascii) = (false, true);
     for byte in target {
         let fits = match byte {
@@ -526,7 +546,7 @@ fn is_port(digits: &[u8]) -> bool {
         && digits.iter().fold(0, |port, digit| port * 10 + u32::from(digit - b'0')) <= u32::from(u16::MAX)
 }
 
-fn parse_length(value: &[u8]) -> Result<u64, HeadError> {
+pub(super) fn parse_length(value: &[u8]) -> Result<u64, HeadError> {
     if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
         return Err(HeadError::ContentLength);
     }
@@ -710,9 +730,23 @@ mod tests {
             ("GET / HTTP/1.1\nHost".to_owned(), HeadError::LineEnd),
             (format!("GET /{}", "x".repeat(300)), HeadError::TargetTooLong),
             (format!("GET / HTTP/1.1\r\nHost: a\r\nx: {}", "x".repeat(1100)), HeadError::HeadTooLarge),
-            ("\u{16}\u{3}\u{1}".to_owned(), HeadError::Method),
+            ("\u{16}\u{3}\u{1}".to_owned(), HeadError::TlsHello),
+            ("\u{16}\u{3}\u{1}\n\n".to_owned(), HeadError::TlsHello),
+            ("\u{17}\u{3}\u{1}".to_owned(), HeadError::Method),
         ] {
             assert_eq!(Guard::new(LIMITS).next(bytes.as_bytes()), Err(why), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_a_method_may_begin_with_is_waited_for() {
+        for method in ["M-SEARCH", "-LOST", "3GET", "_", "!X"] {
+            let head = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
+            let mut guard = Guard::new(LIMITS);
+            for cut in 1..head.len() {
+                assert_eq!(guard.next(&head.as_bytes()[..cut]), Ok(Piece::Partial), "{method} {cut}");
+            }
+            assert_eq!(guard.next(head.as_bytes()), Ok(Piece::Pass(head.len())), "{method}");
         }
     }
 

@@ -129,7 +129,13 @@ impl Outcome {
 pub fn look(bytes: &[u8]) -> Result<Look, Malformed> {
     for (beginning, read) in [(TEXT, text as fn(&[u8]) -> _), (SIGNATURE, binary)] {
         if bytes.starts_with(beginning) {
-            return read(bytes);
+            return match read(bytes)? {
+                // Nobody connects from there, and it is how peers without an address are told here.
+                Look::Whole { client: Some(client), .. } if client.ip().to_canonical().is_unspecified() => {
+                    Err(Malformed::Address)
+                }
+                look => Ok(look),
+            };
         }
         if beginning.starts_with(bytes) {
             return Ok(Look::Undecided);
@@ -302,6 +308,8 @@ mod tests {
             ("PROXY TCP4 192.0.2 10.0.0.1 1 2\r\n", Malformed::Address),
             ("PROXY TCP4 2001:db8::7 ::1 1 2\r\n", Malformed::Address),
             ("PROXY TCP6 192.0.2.7 10.0.0.1 1 2\r\n", Malformed::Address),
+            ("PROXY TCP6 :: ::1 1 2\r\n", Malformed::Address),
+            ("PROXY TCP4 0.0.0.0 10.0.0.1 1 2\r\n", Malformed::Address),
             ("PROXY TCP4 192.0.2.7 10.0.0.1 01 2\r\n", Malformed::Address),
             ("PROXY TCP4 192.0.2.7 10.0.0.1 +1 2\r\n", Malformed::Address),
             ("PROXY TCP4 192.0.2.7 10.0.0.1 65536 2\r\n", Malformed::Address),
@@ -432,7 +440,11 @@ mod tests {
                     v2(0x21, family, &block)
                 }
             };
-            prop_assert_eq!(look(&header), Ok(Look::Whole { length: header.len(), client: Some(client) }));
+            let expected = match address.to_canonical().is_unspecified() {
+                true => Err(Malformed::Address),
+                false => Ok(Look::Whole { length: header.len(), client: Some(client) }),
+            };
+            prop_assert_eq!(look(&header), expected);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
 
+use portcullis::config::Preset;
 use portcullis::token::{Algorithm, generate_pkcs8_pem};
 use serde_json::Value;
 
@@ -314,6 +315,58 @@ fn init_writes_a_file_that_check_accepts_and_overwrites_none() {
     assert_eq!(code, Some(2));
     assert!(told.contains("is there already and stays as it is"), "{told}");
     assert_eq!(fs::read_to_string(folder.path().join("gateway.yaml")).unwrap(), written);
+}
+
+/// A line that every file with a preset passes `check` with, wherever it runs.
+const WITHOUT_SECRET: &str = "identity: { secret: false }\n";
+
+#[test]
+fn init_writes_a_file_for_each_cms_that_is_known() {
+    for preset in Preset::ALL {
+        let (folder, name) = (tempfile::tempdir().unwrap(), preset.name());
+        let told = works(folder.path(), &["init", "--preset", name], "");
+        let file = folder.path().join("gateway.yaml");
+        let written = fs::read_to_string(&file).unwrap();
+        assert_eq!(
+            told.contains("set GATEWAY_SECRET"),
+            preset.text().contains("${GATEWAY_SECRET}"),
+            "{told}"
+        );
+        assert!(written.contains(&format!("\npreset: {name}\n")), "{written}");
+        assert!(written.lines().filter(|line| line.starts_with("# | ")).count() > 20, "{written}");
+        fs::write(&file, format!("{written}{WITHOUT_SECRET}")).unwrap();
+        let told = works(folder.path(), &["check"], "");
+        assert!(!told.contains("warning") && told.contains(&format!("\npreset {name} (")), "{told}");
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("docs/cms/{name}.md"));
+        assert!(page.is_file(), "{}", page.display());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (told, code) = failure(&run(folder.path(), &["init", "--preset", "wordpres"], ""));
+    assert!(code == Some(2) && told.contains("wordpress"), "{told}");
+}
+
+#[test]
+fn check_tells_what_a_preset_adds_and_explain_names_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "preset: wordpress\nupstream: http://127.0.0.1:1\n{WITHOUT_SECRET}rules:\n  \
+         - {{ path: /wp-cron.php, methods: [GET], allow: public }}\n  - {{ path: /xmlrpc.php, allow: author }}\n"
+    );
+    fs::write(folder.path().join("gateway.yaml"), text).unwrap();
+    let told = works(folder.path(), &["check"], "");
+    assert!(told.contains("preset wordpress (WordPress: tried with 6.1.9"), "{told}");
+    assert!(told.contains("fills in roles, identity.user, login.cookie, login.page"), "{told}");
+    assert!(told.contains("leaves /xmlrpc.php to the file's own rule"), "{told}");
+    let line =
+        |needle: &str| Preset::Wordpress.text().lines().position(|line| line.contains(needle)).unwrap() + 1;
+    let cron = line("path: /wp-cron.php");
+    assert!(told.contains(&format!("line {cron:<4} {:<16} /wp-cron.php", "deny")), "{told}");
+    let users = line("path: /wp-admin/*,                     allow");
+    let told = works(folder.path(), &["explain", "GET", "/wp-admin/users.php", "--role", "editor"], "");
+    assert!(told.contains(&format!("by '/wp-admin/*', line {users} of the preset wordpress")), "{told}");
+    assert!(told.contains("Who may pass: administrator.") && told.contains("editor: 403"), "{told}");
+    let told = works(folder.path(), &["explain", "GET", "/xmlrpc.php"], "");
+    assert!(told.contains("by '/xmlrpc.php', line 6)"), "{told}");
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use portcullis::observe::audit::{Event, KeyChange, Scope, Trigger, UserChange};
 use portcullis::wire::answer::LockedBy;
 use serde_json::{Value, json};
 
+use crate::harness::tls::Authority;
 use crate::harness::{Gateway, Upstream, run};
 
 fn root() -> &'static Path {
@@ -26,9 +27,10 @@ fn reference() -> String {
     read("docs/reference.md")
 }
 
-/// README.md, everything in docs/ and the other pages for people at the top level.
+/// README.md, everything in docs/ and its folders, and the other pages for people at the top level.
 fn pages() -> Vec<PathBuf> {
-    let files = ["docs", "docs/load-balancers"].map(|folder| std::fs::read_dir(root().join(folder)).unwrap());
+    let files = ["docs", "docs/cms", "docs/load-balancers"]
+        .map(|folder| std::fs::read_dir(root().join(folder)).unwrap());
     let docs = files.into_iter().flatten().map(|entry| entry.unwrap().path());
     let docs = docs.filter(|path| path.extension().is_some_and(|e| e == "md"));
     let top = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(|name| root().join(name));
@@ -63,6 +65,7 @@ fn every_complete_gateway_file_in_the_documentation_passes_check() {
             // What a complete file may refer to.
             std::fs::write(folder.path().join("gateway-secret"), "0123456789abcdef0123456789abcdef\n")
                 .unwrap();
+            std::fs::write(folder.path().join("gateway-password"), "0123456789abcdef\n").unwrap();
             std::fs::write(folder.path().join("gateway.yaml"), &block).unwrap();
             let output = run(folder.path(), &["check"], "");
             let told = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -273,9 +276,12 @@ fn the_reference_has_every_event_and_reason_of_the_audit_log_and_no_other() {
     is("reload_refused", all!(Trigger));
     is("key_change", all!(KeyChange));
     is("user_change", all!(UserChange));
-    for event in ["login", "token_issued", "rotation", "reuse", "revocation", "ban", "lift"] {
+    for event in ["login", "token_issued", "rotation", "reuse", "ban", "lift"] {
         is(event, vec![]);
     }
+    // What a CMS does to its users without asking.
+    let theirs = [UserChange::Role, UserChange::Password, UserChange::Disabled, UserChange::Removed];
+    is("revocation", theirs.map(|change| change.code().to_owned()).to_vec());
     is("logout", all!(Scope));
     is("lock_out", LockedBy::FAILURES.map(|by| by.code().to_owned()).to_vec());
     // What a caller is refused for beyond the token itself, and what a login can fail for beyond the
@@ -325,7 +331,11 @@ async fn the_reference_has_every_metric_with_its_labels_and_no_other() {
     gateway.post("/auth/login").json(&wrong).send().await;
     gateway.get("/a").send().await;
     gateway.wait_for_line(0, |line| line.contains("cannot fetch a trusted issuer's keys")).await;
-    let scraped = gateway.admin("GET", "/metrics").send().await.text();
+    let mut scraped = gateway.admin("GET", "/metrics").send().await.text();
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new().write(folder.path(), "cert", &["localhost"]);
+    let https = Gateway::start_in(folder, upstream.address, "tls: { cert: cert.pem, key: cert.key }").await;
+    scraped.push_str(&https.admin("GET", "/metrics").send().await.text());
     let mut metrics: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for name in scraped.lines().filter_map(|line| line.strip_prefix("# TYPE portcullis_")?.split(' ').next())
     {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use crate::differential::{self, grammar::Attempt};
 use crate::harness::partners::{Partner, deployed, program, skip};
-use crate::harness::{Call, Gateway, PASSWORD, Upstream};
+use crate::harness::{Call, Gateway, PASSWORD, Raw, RawUpstream, Upstream, field, status_of};
 
 /// What every load balancer here is told by.
 const RULES: &str = "trusted_proxies: [127.0.0.1]
@@ -379,12 +379,12 @@ async fn is_not_misled(site: &Site, kind: Kind) {
         }
     }
     // Who asks is told by the load balancer alone.
-    let from = site.gateway.lines().len();
-    let call = site.get("/view/x").bearer("nonsense").header("X-Forwarded-For", "6.6.6.6");
+    let call = site.get("/view/whose").bearer("nonsense").header("X-Forwarded-For", "6.6.6.6");
     site.refused(call, "a forged token").await;
-    let at = site.gateway.wait_for_line(from, |line| line.contains(r#""event":"refused""#)).await;
+    let told = |line: &str| line.contains(r#""event":"refused""#) && line.contains("/view/whose");
+    let at = site.gateway.wait_for_line(0, told).await;
     let line: serde_json::Value = serde_json::from_str(&site.gateway.lines()[at]).unwrap();
-    assert_eq!((&line["client"], &line["path"]), (&"127.0.0.1".into(), &"/view/x".into()), "{line}");
+    assert_eq!(line["client"], "127.0.0.1", "{line}");
 }
 
 /// What is allowed arrives as it was sent.
@@ -410,14 +410,14 @@ async fn carries_on(site: &Site) {
              {authorization}\r\n5\r\nhello\r\n0\r\n\r\n"
         )
     };
-    let mut client = crate::harness::Raw::connect(address).await;
+    let mut client = Raw::connect(address).await;
     client.send(chunked(&format!("Authorization: Bearer {eddie}\r\n"))).await;
-    assert_eq!(crate::harness::status_of(&client.rest().await), 200);
+    assert_eq!(status_of(&client.rest().await), 200);
     assert_eq!(&site.cms.last().body[..], b"hello");
     let before = site.cms.count();
-    let mut client = crate::harness::Raw::connect(address).await;
+    let mut client = Raw::connect(address).await;
     client.send(chunked("")).await;
-    assert_eq!((crate::harness::status_of(&client.rest().await), site.cms.count()), (401, before));
+    assert_eq!((status_of(&client.rest().await), site.cms.count()), (401, before));
 }
 
 async fn serves_browsers(site: &Site) {
@@ -470,6 +470,50 @@ async fn serves_browsers(site: &Site) {
     let answer = call.send().await;
     assert!(matches!(answer.status, 200 | 204 | 303), "{}", answer.text());
     assert_eq!(site.refused(signed_in(site.get("/view/x")), "after the logout").await, 401);
+}
+
+/// A WebSocket goes through to the CMS and back, for whoever may begin one.
+async fn carries_websockets(kind: Kind) {
+    let cms = RawUpstream::start().await;
+    let form = format!("forward_auth: {{ listen: 127.0.0.1:0, headers: {} }}\n{RULES}", kind.headers());
+    let gateway = Gateway::start_at(cms.address, &form).await;
+    // What a load balancer asks for when it is looked whether it serves, is refused by the gateway.
+    let Some(balancer) = kind.start(&gateway, cms.address).await else { return };
+    let vera = gateway.login("vera").await;
+    for (token, status) in [("nonsense", 401), (vera.as_str(), 101)] {
+        let mut client = Raw::connect(balancer.address).await;
+        client
+            .send(format!(
+                "GET /view/live HTTP/1.1\r\nHost: cms\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+                 Authorization: Bearer {token}\r\n\r\n"
+            ))
+            .await;
+        if status == 101 {
+            let mut served = cms.accept().await;
+            let head = served.head().await;
+            assert_eq!(
+                field(&head, "upgrade").map(str::to_ascii_lowercase).as_deref(),
+                Some("websocket"),
+                "{kind:?}"
+            );
+            assert_eq!(field(&head, "x-auth-user"), Some("vera"), "{kind:?}");
+            served
+                .send(
+                    "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
+                )
+                .await;
+            assert_eq!(status_of(&client.head().await), status, "{kind:?}");
+            client.send(b"\x81\x82abcdef").await;
+            assert_eq!(served.take(8).await, b"\x81\x82abcdef", "{kind:?}");
+            served.send(b"\x81\x02hi").await;
+            assert_eq!(client.take(4).await, b"\x81\x02hi", "{kind:?}");
+        } else {
+            assert_eq!(status_of(&client.head().await), status, "{kind:?}");
+            assert!(cms.is_untouched().await, "{kind:?}");
+        }
+    }
 }
 
 /// Sends the requests of the differential test, with what one load balancer makes of each path, past a gateway
@@ -666,14 +710,30 @@ async fn a_cookie_in_use_is_renewed_by_the_answer() {
 async fn the_body_of_a_question_is_not_waited_for() {
     let gateway = asked("nginx", "").await;
     let vera = gateway.login("vera").await;
-    let mut client = crate::harness::Raw::connect(gateway.asked_at()).await;
+    let mut client = Raw::connect(gateway.asked_at()).await;
     let head = format!(
         "POST / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {vera}\r\nX-Original-Method: POST\r\n\
          X-Original-URI: /view/x\r\nContent-Length: 1000000000\r\n\r\n"
     );
     client.send(head).await;
     let (head, _) = client.message().await;
-    assert_eq!(crate::harness::status_of(&head), 200);
+    assert_eq!(status_of(&head), 200);
+}
+
+#[tokio::test]
+async fn a_question_about_a_malformed_request_does_not_end_the_connection() {
+    let gateway = asked("traefik", "").await;
+    let mut client = crate::harness::KeepAlive::connect(gateway.asked_at()).await;
+    for (target, status) in
+        [("/public/a#b", 400), ("/public/x", 200), ("/public/../x", 400), ("/public/x", 200)]
+    {
+        let call = client
+            .request("GET", "/")
+            .header("x-forwarded-method", "GET")
+            .header("x-forwarded-uri", target)
+            .header("x-forwarded-host", "cms");
+        assert_eq!(client.send(call).await.unwrap().status, status, "{target}");
+    }
 }
 
 #[tokio::test]
@@ -699,6 +759,13 @@ async fn nginx_forwards_what_the_gateway_allows_and_nothing_else() {
 #[tokio::test]
 async fn no_request_gets_past_the_gateway_through_nginx() {
     nothing_gets_past(Kind::Nginx).await;
+}
+
+#[tokio::test]
+async fn every_load_balancer_carries_the_websockets_that_the_gateway_allows() {
+    for kind in [Kind::Nginx, Kind::HaProxy, Kind::Caddy, Kind::Apache, Kind::Varnish] {
+        carries_websockets(kind).await;
+    }
 }
 
 #[tokio::test]

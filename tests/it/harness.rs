@@ -4,7 +4,10 @@
 //! is stopped when it is dropped.
 #![allow(dead_code)]
 
+pub mod databases;
+pub mod h2;
 pub mod partners;
+pub mod tls;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -288,7 +291,7 @@ async fn addresses(log: &Arc<Log>) -> (SocketAddr, SocketAddr) {
     started.await.unwrap().unwrap_or_else(|lines| panic!("no start:\n{}", lines.join("\n")))
 }
 
-fn address_in(lines: &[String], message: &str) -> Option<SocketAddr> {
+pub fn address_in(lines: &[String], message: &str) -> Option<SocketAddr> {
     lines.iter().find_map(|line| {
         // `log.format: text`.
         if let Some((_, address)) = line.split_once(&format!(" INFO {message} address=")) {
@@ -338,7 +341,7 @@ fn add_users(folder: &Path) {
 /// A request that is being put together.
 pub struct Call {
     address: SocketAddr,
-    request: Request<Full<Bytes>>,
+    pub request: Request<Full<Bytes>>,
 }
 
 /// What came back.

@@ -86,12 +86,14 @@ async fn what_a_client_says_of_others_is_believed_only_if_it_is_trusted_itself()
     let upstream = Upstream::start().await;
     let gateway = gateway(&upstream, "required", "127.0.0.1, 198.51.100.0/24", "").await;
     for (client, expected) in [
-        ("203.0.113.9", "203.0.113.9"),
-        ("198.51.100.7", "6.6.6.6, 198.51.100.7"),
-        ("127.0.0.1", "6.6.6.6, 127.0.0.1"),
+        ("TCP4 203.0.113.9 10.0.0.1 1 2", "203.0.113.9"),
+        ("TCP4 198.51.100.7 10.0.0.1 1 2", "6.6.6.6, 198.51.100.7"),
+        ("TCP4 127.0.0.1 10.0.0.1 1 2", "6.6.6.6, 127.0.0.1"),
+        // Its own connection, or that of somebody whom it cannot name.
+        ("UNKNOWN", "127.0.0.1"),
     ] {
         let request = format!(
-            "PROXY TCP4 {client} 10.0.0.1 1 2\r\nGET /public/x HTTP/1.1\r\nHost: cms\r\nX-Forwarded-For: 6.6.6.6\r\n\
+            "PROXY {client}\r\nGET /public/x HTTP/1.1\r\nHost: cms\r\nX-Forwarded-For: 6.6.6.6\r\n\
              Connection: close\r\n\r\n"
         );
         assert_eq!(status_of(&gateway.raw(request.as_bytes()).await), 200, "{client}");

@@ -62,7 +62,9 @@ async fn a_login_body_that_is_none_is_told_what_is_wrong_with_it() {
 #[tokio::test]
 async fn more_logins_than_can_wait_are_turned_away_and_the_rest_are_served() {
     let upstream = Upstream::start().await;
-    let gateway = Gateway::start(&upstream, OPEN).await;
+    // Of one account from one address, more than may fail wait for one another and not for a core.
+    let limits = "login: { max_failures: 1000, max_failures_per_address: 1000 }";
+    let gateway = Gateway::start(&upstream, &format!("{OPEN}\n{limits}")).await;
     let mut logins = tokio::task::JoinSet::new();
     for _ in 0..300 {
         let call = gateway

@@ -132,13 +132,14 @@ async fn the_admin_address_takes_so_many_connections_and_no_more() {
     for _ in 0..200 {
         held.push(Raw::connect(gateway.admin).await);
     }
-    // Those beyond the limit wait in the kernel, and cost the process no descriptor.
+    // Those beyond the limit wait in the kernel, and cost the process no descriptor. A few that the database
+    // had open before come and go.
     let deadline = Instant::now() + PATIENCE;
-    while open_files(&gateway) < quiet + 64 {
+    while open_files(&gateway) < quiet + 64 - 8 {
         assert!(Instant::now() < deadline, "{} descriptors, {quiet} before", open_files(&gateway));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(open_files(&gateway) <= quiet + 70, "{} descriptors, {quiet} before", open_files(&gateway));
+    assert!(open_files(&gateway) <= quiet + 64 + 8, "{} descriptors, {quiet} before", open_files(&gateway));
     assert_eq!(gateway.get("/open/x").send().await.status, 200);
     drop(held);
     assert_eq!(gateway.admin("GET", "/livez").send().await.status, 200);

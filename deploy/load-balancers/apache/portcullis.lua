@@ -58,7 +58,10 @@ function ask(r)
         -- The token stays here: the CMS reads who it is from X-Auth-*.
         if (r.headers_in["Authorization"] or ""):lower():match("^bearer") then r.headers_in["Authorization"] = nil end
         local cookie = r.headers_in["Cookie"]
-        if cookie then r.headers_in["Cookie"] = cookie:gsub("_*[Hh]*[ost]*%-?portcullis_token=[^;]*;?%s*", "") end
+        if cookie then
+            cookie = cookie:gsub("__Host%-portcullis_token=[^;]*;?%s*", ""):gsub("portcullis_token=[^;]*;?%s*", "")
+            r.headers_in["Cookie"] = cookie
+        end
         -- A fresh cookie now and then, for a browser in use.
         if headers["set-cookie"] then r.err_headers_out["Set-Cookie"] = headers["set-cookie"] end
         return apache2.OK

@@ -11,9 +11,9 @@ use std::{
 };
 
 use aws_lc_rs::{hmac, rand};
-use unicode_normalization::{UnicodeNormalization, char::is_combining_mark};
 
 use super::Cost;
+use crate::store::folded;
 
 /// As many different costs are told apart; a store has a handful.
 const MOST_COSTS: usize = 64;
@@ -105,11 +105,4 @@ impl std::fmt::Debug for Mix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Mix(..)")
     }
-}
-
-/// A name without what some store's collation may overlook: case, accents, compatibility forms, blanks
-/// around it.
-fn folded(name: &str) -> String {
-    let plain: String = name.trim().nfkd().filter(|c| !is_combining_mark(*c)).collect();
-    plain.to_lowercase()
 }

@@ -11,7 +11,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
 use super::Database;
-use crate::store::sessions::{Change, Rotated, Rotation, Sessions, Successor};
+use crate::store::sessions::{Change, Rotated, Rotation, Seen, Sessions, Successor};
 use crate::store::{StoreError, StoreFuture};
 use crate::token::Revocation;
 use crate::token::revoked::{Key, MOST_LEEWAY, is_of};
@@ -34,7 +34,7 @@ impl SqliteSessions {
         Ok(SqliteSessions { database: Arc::new(Database::open(path).await?) })
     }
 
-    /// As [`SqliteUsers::close`](super::SqliteUsers::close).
+    /// As [`Users::close`](crate::store::Users::close) of the users.
     pub async fn close(&self) {
         self.database.close().await;
     }
@@ -118,12 +118,64 @@ impl Sessions for SqliteSessions {
         )
     }
 
+    fn note(&self, seen: Seen) -> StoreFuture<'_, ()> {
+        Box::pin(self.write(async move |connection: &mut SqliteConnection| {
+            sqlx::query(
+                "INSERT INTO seen_users (subject, username, role, password, until) VALUES (?, ?, ?, ?, ?)
+                 ON CONFLICT (subject) DO UPDATE SET username = excluded.username, role = excluded.role,
+                     password = excluded.password, until = max(until, excluded.until)",
+            )
+            .bind(seen.subject.to_bytes().to_vec())
+            .bind(&seen.username)
+            .bind(&seen.role)
+            .bind(seen.password.to_vec())
+            .bind(stored(seen.until))
+            .execute(connection)
+            .await?;
+            Ok(())
+        }))
+    }
+
+    fn seen(&self, subject: Key) -> StoreFuture<'_, Option<Seen>> {
+        Box::pin(async move {
+            let pool = self.database.pool().await?;
+            sqlx::query("SELECT * FROM seen_users WHERE subject = ?")
+                .bind(subject.to_bytes().to_vec())
+                .try_map(seen)
+                .fetch_optional(&pool)
+                .await
+                .map_err(|error| self.database.failed(error))
+        })
+    }
+
+    fn seen_after(&self, after: Option<Key>, now: u64, most: u32) -> StoreFuture<'_, Vec<Seen>> {
+        Box::pin(async move {
+            let pool = self.database.pool().await?;
+            sqlx::query("SELECT * FROM seen_users WHERE subject > ? AND until > ? ORDER BY subject LIMIT ?")
+                .bind(after.map_or_else(Vec::new, |key| key.to_bytes().to_vec()))
+                .bind(stored(now))
+                .bind(most)
+                .try_map(seen)
+                .fetch_all(&pool)
+                .await
+                .map_err(|error| self.database.failed(error))
+        })
+    }
+
+    fn forget(&self, subject: Key) -> StoreFuture<'_, ()> {
+        Box::pin(self.write(async move |connection: &mut SqliteConnection| {
+            let query = sqlx::query("DELETE FROM seen_users WHERE subject = ?");
+            query.bind(subject.to_bytes().to_vec()).execute(connection).await.map(drop)
+        }))
+    }
+
     fn prune(&self, before: u64) -> StoreFuture<'_, bool> {
         Box::pin(self.write(async move |connection: &mut SqliteConnection| {
             let mut more = false;
             for sql in [
                 "DELETE FROM ended WHERE seq IN (SELECT seq FROM ended WHERE until < ? LIMIT ?)",
                 "DELETE FROM rotations WHERE token IN (SELECT token FROM rotations WHERE until < ? LIMIT ?)",
+                "DELETE FROM seen_users WHERE subject IN (SELECT subject FROM seen_users WHERE until < ? LIMIT ?)",
             ] {
                 let done = sqlx::query(sql).bind(stored(before)).bind(PRUNED_AT_ONCE);
                 let dropped = done.execute(&mut *connection).await?.rows_affected();
@@ -233,6 +285,17 @@ fn change(row: SqliteRow) -> Result<Change, sqlx::Error> {
     })
 }
 
+fn seen(row: SqliteRow) -> Result<Seen, sqlx::Error> {
+    let sixteen = || sqlx::Error::Decode("a key and a mark have 16 bytes".into());
+    Ok(Seen {
+        subject: Key::from_bytes(row.try_get("subject")?).ok_or_else(sixteen)?,
+        username: row.try_get("username")?,
+        role: row.try_get("role")?,
+        password: row.try_get::<&[u8], _>("password")?.try_into().map_err(|_| sixteen())?,
+        until: number(&row, "until")?,
+    })
+}
+
 fn number(row: &SqliteRow, column: &str) -> Result<u64, sqlx::Error> {
     unsigned(row.try_get(column)?)
 }
@@ -251,7 +314,7 @@ mod tests {
     use super::*;
     use crate::store::sessions::{EndingTokens, end_user, find_with_generation, local_subject};
     use crate::store::sqlite::SqliteUsers;
-    use crate::store::{NewUser, Username, Users};
+    use crate::store::{LocalUsers, NewUser, UserId, Username};
 
     const NOW: u64 = 2_000_000_000;
 
@@ -299,7 +362,7 @@ mod tests {
     #[tokio::test]
     async fn a_mark_rises_with_every_change_however_many_come_at_once() {
         let (_folder, sessions) = fresh().await;
-        let subject = local_subject(7);
+        let subject = local_subject(&UserId::Number(7));
         assert_eq!(sessions.generation(subject).await.unwrap(), 0);
         let mut raising = tokio::task::JoinSet::new();
         for _ in 0..20 {
@@ -441,7 +504,7 @@ mod tests {
         ] {
             let (_, before) = with_generation(&users, &sessions).await.unwrap();
             change.await.unwrap();
-            let mark = sessions.generation(local_subject(id)).await.unwrap();
+            let mark = sessions.generation(local_subject(&id)).await.unwrap();
             assert!(mark > before && before >= last, "{what}");
             last = before;
         }

@@ -29,7 +29,7 @@ impl SqliteThrottle {
         Ok(SqliteThrottle { database: Arc::new(Database::open(path).await?) })
     }
 
-    /// As [`SqliteUsers::close`](super::SqliteUsers::close).
+    /// As [`Users::close`](crate::store::Users::close) of the users.
     pub async fn close(&self) {
         self.database.close().await;
     }

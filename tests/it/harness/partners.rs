@@ -124,13 +124,66 @@ impl Partner {
                 .spawn();
             partner.processes.push(child.unwrap_or_else(|error| panic!("{}: {error}", command[0])));
         }
+        partner.wait().await;
+        partner
+    }
+
+    /// WordPress and its database, as `deploy/wordpress/setup` left them in `target/wordpress`; the data are a
+    /// copy. `environment` is what its `wp-config.php` reads besides. The second address is the database's.
+    /// `None`: what is missing has been told.
+    pub async fn wordpress(environment: &[(&str, &str)]) -> Option<(Self, SocketAddr)> {
+        let (Some(php), Some(mariadbd)) = (program("php"), program("mariadbd")) else {
+            skip("WordPress", "php or mariadbd");
+            return None;
+        };
+        let Some(site) =
+            in_repository("target/wordpress/installed").and_then(|file| file.parent().map(Path::to_owned))
+        else {
+            skip("WordPress", "target/wordpress, which deploy/wordpress/setup makes,");
+            return None;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let copied = Command::new("cp").arg("-r").arg(site.join("data")).arg(folder.path()).status().unwrap();
+        assert!(copied.success(), "the data can be copied");
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (address, database) = (free(), free());
+        let within = |name: &str| folder.path().join(name).display().to_string();
+        let mut partner = Self { address, processes: Vec::new(), folder: tempfile::tempdir().unwrap() };
+        let mut start = |mut command: Command| {
+            let command = command.stdin(Stdio::null()).process_group(0);
+            let command = command.stdout(log.try_clone().unwrap()).stderr(log.try_clone().unwrap());
+            partner.processes.push(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")));
+        };
+        let mut server = Command::new(mariadbd);
+        server
+            .args(["--no-defaults", "--bind-address=127.0.0.1", "--innodb-log-file-size=8M", "--user=root"])
+            .arg(format!("--datadir={}", within("data")))
+            .arg(format!("--socket={}", within("s")))
+            .arg(format!("--pid-file={}", within("pid")))
+            .arg(format!("--port={}", database.port()));
+        start(server);
+        let mut server = Command::new(php);
+        server
+            .args(["-d", "display_errors=stderr", "-S", &address.to_string(), "-t"])
+            .args([site.join("wp"), site.join("router.php")])
+            .env("PHP_CLI_SERVER_WORKERS", "4")
+            .env("WORDPRESS_DB_HOST", database.to_string())
+            .envs(environment.iter().copied());
+        start(server);
+        partner.folder = folder;
+        partner.wait().await;
+        Some((partner, database))
+    }
+
+    /// Waits until it serves, whatever stands behind it included.
+    async fn wait(&mut self) {
         let deadline = Instant::now() + PATIENCE;
-        while !serves(address).await {
-            let ended = partner.processes.iter_mut().any(|process| process.try_wait().unwrap().is_some());
-            assert!(!ended && Instant::now() < deadline, "{:?} does not serve: {}", commands, partner.log());
+        while !serves(self.address).await {
+            let ended = self.processes.iter_mut().any(|process| process.try_wait().unwrap().is_some());
+            assert!(!ended && Instant::now() < deadline, "it does not serve: {}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        partner
     }
 
     /// What it has written.
