@@ -115,19 +115,21 @@ async fn run_on(
             let subject = subject(&who, account, spelling)?;
             let (bans, failures) = store.lift(&subject, now).await?;
             let counts = store.load(now).await?;
-            printed(match (bans.len(), failures.len()) {
-                (0, 0) => writeln!(out, "nothing was held against {}", named(&subject)),
-                (bans, failures) => writeln!(
-                    out,
-                    "{} can log in again: lifted {}, forgave {}",
-                    named(&subject),
-                    counted(bans, "ban"),
-                    counted(failures, "count of failed logins")
-                ),
-            })?;
             // What is still in the way is easily overlooked.
-            for ban in counts.bans.iter().filter(|ban| ban.subject.covers(&subject)) {
-                printed(writeln!(out, "but {} is banned still", named(&ban.subject)))?;
+            let wider: Vec<_> = counts.bans.iter().filter(|ban| ban.subject.covers(&subject)).collect();
+            let name = named(&subject);
+            let done = match (bans.len(), failures.len()) {
+                (0, 0) => format!("nothing was held against {name}"),
+                (bans, failures) => {
+                    let (bans, failures) = (counted(bans, "ban"), counted(failures, "failure count"));
+                    let outcome =
+                        if wider.is_empty() { format!("{name} can log in again: ") } else { String::new() };
+                    format!("{outcome}lifted {bans}, forgave {failures}")
+                }
+            };
+            printed(writeln!(out, "{done}"))?;
+            for ban in wider {
+                printed(writeln!(out, "{name} cannot log in yet: {} is banned still", named(&ban.subject)))?;
             }
             Ok(())
         }
@@ -240,8 +242,15 @@ fn subject(who: &str, account: bool, spelling: Spelling) -> Result<Subject, CliE
         let address: std::net::IpAddr = who.parse().ok()?;
         Some(IpNet::from(address.to_canonical()))
     });
+    // A mistyped address must not become the ban of a user whom nobody has.
+    let digits = |c: char| c.is_ascii_hexdigit() || matches!(c, '.' | ':' | '/');
+    let like_an_address =
+        who.contains(['.', ':']) && who.chars().all(digits) && who.contains(|c: char| c.is_ascii_digit());
     match network {
         Some(network) if !account => Ok(Subject::Network(network.trunc())),
+        None if like_an_address && !account => Err(CliError::usage(format!(
+            "'{who}' is no address and no network; if it is the name of a user, say --account"
+        ))),
         _ => match Username::parse(who) {
             Ok(name) => Ok(Subject::account(&spelling(name.as_str()))),
             Err(error) => Err(CliError::usage(error.to_string())),

@@ -181,6 +181,8 @@ pub enum Problem {
     DescribedTwice { name: String, first: Position },
     /// A trusted issuer whose users could be taken for local ones.
     NoIdPrefix { issuer: String },
+    /// A method that nobody has registered, and much like one that everybody uses.
+    UnknownMethod { name: String, nearest: String },
     /// Two trusted issuers of one name.
     SameIssuer { issuer: String, first: Position },
     /// The two form fields of a login are one.
@@ -458,6 +460,9 @@ impl fmt::Display for Problem {
                 "'{}' has no 'id_prefix': to the CMS its user '1' is the local user '1'",
                 tidy(issuer)
             ),
+            Problem::UnknownMethod { name, nearest } => {
+                write!(f, "'{}' is no method that is known, did you mean '{nearest}'?", tidy(name))
+            }
             Problem::SameField { name } => {
                 write!(f, "user name and password cannot both be in the field '{}'", tidy(name))
             }

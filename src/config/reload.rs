@@ -6,6 +6,7 @@
 //! itself, which is the server's.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -298,7 +299,15 @@ fn fingerprints(files: &[PathBuf]) -> BTreeMap<PathBuf, String> {
 
 fn fingerprint(file: &Path) -> String {
     let Ok(entries) = fs::read_dir(file) else {
-        return fs::read(file).map_or_else(|_| "nothing".to_owned(), |content| sha256(&content));
+        return match fs::read(file) {
+            Err(_) => "nothing".to_owned(),
+            // Who may read a private key decides whether it is taken.
+            Ok(content) if memchr::memmem::find(&content, b"PRIVATE KEY").is_some() => {
+                let mode = fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode());
+                format!("{} {mode:o}", sha256(&content))
+            }
+            Ok(content) => sha256(&content),
+        };
     };
     let mut inside: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
     inside.retain(|path| path.extension().is_some_and(|extension| extension == "pem"));
@@ -397,6 +406,19 @@ mod tests {
         let (_watch, changes) = watched(&config, vec![keys.clone()]);
         fs::write(keys.join("b.pem"), "key").unwrap();
         changes.recv_timeout(SOON).expect("a new key is seen");
+    }
+
+    #[test]
+    fn who_may_read_a_private_key_is_part_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("gateway.yaml");
+        fs::write(&config, "a").unwrap();
+        let key = folder.path().join("key.pem");
+        fs::write(&key, "-----BEGIN PRIVATE KEY-----").unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+        let (_watch, changes) = watched(&config, vec![key.clone()]);
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        changes.recv_timeout(SOON).expect("chmod is a change");
     }
 
     #[test]

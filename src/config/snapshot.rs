@@ -598,6 +598,12 @@ impl Builder<'_> {
             let methods = match &rule.methods {
                 None => Ok(Methods::any()),
                 Some(listed) => {
+                    for method in &listed.0 {
+                        if let Some(nearest) = mistyped(method.as_str()) {
+                            let name = method.as_str().to_owned();
+                            self.warn(method.at, Problem::UnknownMethod { name, nearest });
+                        }
+                    }
                     Methods::parse(listed.0.iter().map(|method| method.as_str())).map_err(|why| {
                         let at = listed.0.first().map_or(rule.path.at, |method| method.at);
                         self.error(at, Problem::Methods { why });
@@ -1254,4 +1260,37 @@ fn label(rule: &Rule) -> String {
 /// Path and query of a target in origin-form.
 pub fn split_target(target: &str) -> (&str, Option<&str>) {
     target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)))
+}
+
+/// What a method that nobody has registered was probably meant to be. A rule for `DELET` leaves DELETE to whichever
+/// other rule covers it.
+fn mistyped(method: &str) -> Option<String> {
+    const COMMON: [&str; 9] = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "read", "write"];
+    // Registered, or in use for long, and close to one of the common ones.
+    const OTHERS: [&str; 12] = [
+        "ACL", "BIND", "COPY", "LINK", "LIST", "LOCK", "MOVE", "MERGE", "PURGE", "REPORT", "UPDATE", "UNLINK",
+    ];
+    let known = COMMON.contains(&method) || OTHERS.contains(&method);
+    if known { None } else { nearest(method, COMMON) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_method_is_told_from_one_that_is_only_rare() {
+        for (method, meant) in [
+            ("DELET", Some("DELETE")),
+            ("GETT", Some("GET")),
+            ("PSOT", Some("POST")),
+            ("GET", None),
+            ("write", None),
+            ("PURGE", None),
+            ("LINK", None),
+            ("PROPFIND", None),
+        ] {
+            assert_eq!(mistyped(method).as_deref(), meant, "{method}");
+        }
+    }
 }

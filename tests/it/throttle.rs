@@ -347,6 +347,8 @@ async fn ban_says_what_is_wrong_with_what_it_was_told() {
         (&["ban", "add", "vera", "--for", "0s"], 2, "--for: '0s'"),
         (&["ban", "add"], 2, "WHO"),
         (&["ban", "lift", " vera"], 2, "blank"),
+        (&["ban", "add", "300.1.1.1"], 2, "'300.1.1.1' is no address and no network"),
+        (&["ban", "add", "10.0.0.1/33"], 2, "say --account"),
     ] {
         let output = run(gateway.folder.path(), arguments, "");
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -361,7 +363,7 @@ async fn ban_says_what_is_wrong_with_what_it_was_told() {
     assert_eq!((&rows[0]["account"], &rows[0]["network"]), (&json!("10.0.0.1"), &Value::Null));
     assert_eq!((&rows[1]["network"], &rows[1]["until"]), (&json!("192.0.2.0/24"), &Value::Null));
     let said = ban(&gateway, &["lift", "192.0.2.7"]);
-    assert!(said.contains("but 192.0.2.0/24 is banned still"), "{said}");
+    assert!(said.contains("cannot log in yet: 192.0.2.0/24 is banned still"), "{said}");
 }
 
 #[tokio::test]
