@@ -55,7 +55,7 @@ pub enum Preset {
 const TAKEN: [&str; 8] = ["roles", "users", "login", "tokens", "identity", "paths", "errors", "rules"];
 
 /// Values of the user's own: a mapping here is one value, not keys to be mixed with the file's.
-const WHOLE: [&str; 2] = ["response", "body"];
+const WHOLE: [&str; 3] = ["response", "body", "role_map"];
 
 impl Preset {
     /// All of them.
@@ -395,6 +395,13 @@ mod tests {
         let rendered = login.response.render(&|_| serde_json::json!(1));
         assert_eq!(rendered, serde_json::json!({ "jwt": 1 }));
         assert_eq!(login.path, "/api/auth/login", "beside it, the preset counts");
+        let users = "users: { store: 'mysql://a:b@127.0.0.1/cms', role_map: { \"10\": Manager } }";
+        match built(&with("joomla", users)).snapshot.fixed.users {
+            UserSource::Table(table) => {
+                assert_eq!(table.roles.map, Some(vec![("10".to_owned(), "Manager".to_owned())]));
+            }
+            other => panic!("{other:?}"),
+        }
         assert!(built(&with("wordpress", "login: false\n")).snapshot.login.is_none());
         assert!(built(&with("wordpress", "identity: { secret: false }")).snapshot.identity.secret.is_none());
     }

@@ -284,6 +284,8 @@ const WAYS_ROUND: &[(&str, &str, &str)] = &[
     ("", "GET", "/?author=1"),
     ("", "GET", "/index.php?author=1"),
     ("subscriber", "GET", "/?author=1"),
+    ("", "GET", "/?author_name=administrator"),
+    ("subscriber", "GET", "/hello-world/?author_name=administrator"),
     ("", "GET", "/wp-sitemap-users-1.xml"),
     ("", "GET", "/?sitemap=users"),
     // The REST API.
