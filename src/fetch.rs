@@ -41,8 +41,8 @@ pub struct Answer {
     pub status: StatusCode,
     /// All headers.
     pub headers: HeaderMap,
-    /// The whole body.
-    pub body: Bytes,
+    /// The whole body, or why there is no such: it was longer than asked for, or broke off.
+    pub body: Result<Bytes, String>,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -71,8 +71,9 @@ impl Client {
         let body = Limited::new(body, question.most)
             .collect()
             .await
-            .map_err(|error| format!("its answer: {error}"))?;
-        Ok(Answer { status: parts.status, headers: parts.headers, body: body.to_bytes() })
+            .map(http_body_util::Collected::to_bytes)
+            .map_err(|error| format!("its answer: {error}"));
+        Ok(Answer { status: parts.status, headers: parts.headers, body })
     }
 
     /// Gets a text of at most `most` bytes; whatever is not a 200 is an error.
@@ -86,7 +87,7 @@ impl Client {
         if answer.status != StatusCode::OK {
             return Err(format!("it answered {}", answer.status));
         }
-        String::from_utf8(answer.body.to_vec()).map_err(|_| "it is not UTF-8".to_owned())
+        String::from_utf8(answer.body?.to_vec()).map_err(|_| "it is not UTF-8".to_owned())
     }
 
     /// Whether somebody takes connections there, TLS included.

@@ -536,9 +536,10 @@ pub struct UserLogin {
     /// Where it has the role, or a list of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<At<Name>>,
-    /// The statuses that mean a wrong name or password; any other that is not a success is a failure of the CMS.
+    /// The statuses that mean a wrong name or password, those of successes too; any other that is not a success is told
+    /// as a failure of the CMS.
     #[serde(default = "failures")]
-    #[schemars(inner(range(min = 400, max = 499)))]
+    #[schemars(inner(range(min = 200, max = 499)))]
     pub failures: Vec<At<u16>>,
     /// Whether its cookies are handed on to the client.
     #[serde(default)]

@@ -385,6 +385,14 @@ pub struct UserEndpoint {
     pub timeout: Duration,
 }
 
+impl UserEndpoint {
+    /// The URL without its query, which may hold a key.
+    #[must_use]
+    pub fn shown(&self) -> &str {
+        self.url.split(['?', '#']).next().unwrap_or_default()
+    }
+}
+
 impl UserSource {
     /// The gateway's own file, where it has one.
     pub fn local(&self) -> Option<&Path> {
@@ -400,7 +408,7 @@ impl fmt::Display for UserSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             UserSource::Local(file) => file.display().fmt(f),
-            UserSource::Endpoint(endpoint) => f.write_str(&endpoint.url),
+            UserSource::Endpoint(endpoint) => f.write_str(endpoint.shown()),
             UserSource::Htpasswd { file, .. } => write!(f, "htpasswd:{}", file.display()),
             UserSource::Table(table) => match &table.database {
                 UserDatabase::Sqlite(file) => write!(f, "sqlite:{}", file.display()),

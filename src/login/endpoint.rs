@@ -1,8 +1,9 @@
 //! The CMS's own login: it is given the name and the password, and its answer says who that is.
 //!
-//! For a CMS whose users cannot be read. Only the statuses that `users.login.failures` lists are somebody's wrong
-//! password; whatever else is not a success with all that is needed in it is the CMS's fault, and nobody's
-//! failure. Not here: who may try (`throttle`).
+//! For a CMS whose users cannot be read. The statuses that `users.login.failures` lists are somebody's wrong
+//! password; whatever else is not a success with all that is needed in it is told as the CMS's fault. It counts
+//! as a failure all the same, unless it says that nothing was tried: a CMS may have ways of its own to refuse a
+//! password, and none of them is to be free of charge. Not here: who may try (`throttle`).
 
 use std::net::IpAddr;
 
@@ -14,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::body::Credentials;
+use super::throttle::Outcome;
 use crate::config::snapshot::UserEndpoint;
 use crate::fetch::{Client, Question};
 use crate::store::cms::Roles;
@@ -49,6 +51,14 @@ pub struct Accepted {
     pub cookies: Vec<HeaderValue>,
 }
 
+/// Nobody was let in.
+pub struct Turned {
+    /// What the client is told.
+    pub refusal: Refusal,
+    /// What it counts as.
+    pub outcome: Outcome,
+}
+
 impl Endpoint {
     /// Connects to nothing yet.
     #[must_use]
@@ -62,13 +72,17 @@ impl Endpoint {
     ///
     /// # Errors
     /// `WrongCredentials`; `UserStore` where the CMS does not say so or so, with the reason in the log;
-    /// `LoginBusy` when too many are being asked.
-    pub async fn check(&self, credentials: &Credentials, client: IpAddr) -> Result<Accepted, Refusal> {
-        let failed = |why: &str| {
-            tracing::error!(url = self.settings.url, why, "the login of the CMS failed");
-            Refusal::UserStore
+    /// `LoginBusy` when too many are being asked. No answer, a 429 and a 5xx are `Void`, all others `Failed`.
+    pub async fn check(&self, credentials: &Credentials, client: IpAddr) -> Result<Accepted, Turned> {
+        let told = |why: &str, outcome| {
+            tracing::error!(url = self.settings.shown(), why, "the login of the CMS failed");
+            Turned { refusal: Refusal::UserStore, outcome }
         };
-        let _slot = self.slots.try_acquire().map_err(|_| Refusal::LoginBusy)?;
+        let failed = |why: &str| told(why, Outcome::Void);
+        let unclear = |why: &str| told(why, Outcome::Failed);
+        let wrong = |why| Turned { refusal: Refusal::WrongCredentials(why), outcome: Outcome::Failed };
+        let busy = Turned { refusal: Refusal::LoginBusy, outcome: Outcome::Void };
+        let _slot = self.slots.try_acquire().map_err(|_| busy)?;
         let question = self.question(credentials, client).ok_or_else(|| failed("it cannot be asked"))?;
         let asking = timeout(self.settings.timeout, self.client.ask(&self.settings.url, question));
         let answer = match asking.await {
@@ -77,18 +91,21 @@ impl Endpoint {
         };
         let status = answer.status.as_u16();
         if self.settings.failures.contains(&status) {
-            return Err(Refusal::WrongCredentials(WrongCredentials::WrongPassword));
+            return Err(wrong(WrongCredentials::WrongPassword));
         }
         if !answer.status.is_success() {
-            return Err(failed(&format!("it answered {status}")));
+            let said_nothing = answer.status.is_server_error() || status == 429;
+            let outcome = if said_nothing { Outcome::Void } else { Outcome::Failed };
+            return Err(told(&format!("it answered {status}"), outcome));
         }
-        let body = serde_json::from_slice::<Map<String, Value>>(&answer.body);
-        let body = body.map_err(|_| failed("its answer is not a JSON object"))?;
+        let body = answer.body.map_err(|why| unclear(&why))?;
+        let body = serde_json::from_slice::<Map<String, Value>>(&body);
+        let body = body.map_err(|_| unclear("its answer is not a JSON object"))?;
         let user = self.user(&body).map_err(|why| match why {
-            Unfit::Answer(why) => failed(&why),
+            Unfit::Answer(why) => unclear(&why),
             Unfit::Role(name, theirs) => {
                 tracing::warn!(user = name, roles = ?theirs, "none of the roles of a user of the CMS is one here");
-                Refusal::WrongCredentials(WrongCredentials::NoRole)
+                wrong(WrongCredentials::NoRole)
             }
         })?;
         let cookies = answer.headers.get_all(SET_COOKIE).iter().filter(|_| self.settings.cookies);

@@ -35,7 +35,7 @@ use crate::token::{Session, Signer, Subject};
 use crate::wire::answer::{LockedBy, Refusal, WrongCredentials, json};
 use crate::wire::cookies;
 use body::{BodyError, FieldNames};
-use endpoint::{Accepted, Endpoint};
+use endpoint::{Accepted, Endpoint, Turned};
 use guard::Guard;
 use password::{HashError, Hasher, NewPassword, Password, Verdict};
 use session::LiveSessions;
@@ -112,6 +112,24 @@ impl Login {
         }
     }
 
+    /// As [`prepare`](Login::prepare), for a store that names nobody by itself: looks at `most` of those who are
+    /// signed in at `now` (Unix seconds). Until one of its users has signed in, nothing is known.
+    pub async fn prepare_from_sessions(&self, most: u32, now: u64) {
+        let (Some(users), Some(sessions)) = (self.users(), self.sessions.store()) else { return };
+        if self.hasher.knows_users() {
+            return;
+        }
+        let Ok(signed_in) = sessions.seen_after(None, now, most).await else { return };
+        for seen in signed_in {
+            match users.find(&seen.username).await {
+                Ok(found) => self.hasher.learn(found.as_slice()),
+                Err(StoreError::UnusableUser(..)) => {}
+                // Whoever watches the store tells of it.
+                Err(_) => return,
+            }
+        }
+    }
+
     /// The user store, for whoever has to know that it answers; `None` where the CMS alone knows its users.
     pub fn users(&self) -> Option<&dyn Users> {
         match &self.authority {
@@ -164,18 +182,35 @@ impl Login {
                 Err(refusal) => return refused(user, refusal),
             };
         }
+        let mut counts_as = None;
         let checked = match found {
-            Ok(Found::Elsewhere(endpoint)) => {
-                self.ask(endpoint, &credentials, client, now, sessions_end).await
-            }
+            Ok(Found::Elsewhere(endpoint)) => match endpoint.check(&credentials, client).await {
+                Ok(accepted) => {
+                    // Only now is it known whose name that was: a ban or a lock holds under each of them.
+                    let known_as = self.account(&accepted.user.username);
+                    if known_as != account {
+                        // First, or it could wait for its own place in the network.
+                        pass.settle(Outcome::Right);
+                        pass = match self.guard.admit(limits, &known_as, client).await {
+                            Ok(pass) => pass,
+                            Err(refusal) => return refused(user, refusal),
+                        };
+                    }
+                    self.welcome(accepted, now, sessions_end).await
+                }
+                Err(Turned { refusal, outcome }) => {
+                    counts_as = Some(outcome);
+                    Err(refusal)
+                }
+            },
             Ok(found) => self.check(credentials, found, now, sessions_end).await,
             Err(refusal) => Err(refusal),
         };
         let locks = pass.settle(match &checked {
             Ok(_) => Outcome::Right,
             Err(Refusal::WrongCredentials(_)) => Outcome::Failed,
-            // Nobody has learnt whether the password is right.
-            Err(_) => Outcome::Void,
+            // Nobody has learnt whether the password is right, unless it is said.
+            Err(_) => counts_as.unwrap_or(Outcome::Void),
         });
         let answer = checked.and_then(|Checked { user, generation, cookies }| {
             let signer = signer.ok_or(Refusal::Internal("there is no signing key"))?;
@@ -216,16 +251,9 @@ impl Login {
         }
     }
 
-    /// Has the CMS say who somebody is.
-    async fn ask(
-        &self,
-        endpoint: &Endpoint,
-        credentials: &body::Credentials,
-        client: IpAddr,
-        now: u64,
-        sessions_end: u64,
-    ) -> Result<Checked, Refusal> {
-        let Accepted { user, cookies } = endpoint.check(credentials, client).await?;
+    /// Begins the session of somebody whom the CMS has let in.
+    async fn welcome(&self, accepted: Accepted, now: u64, sessions_end: u64) -> Result<Checked, Refusal> {
+        let Accepted { user, cookies } = accepted;
         // Another role than at the last login ends what that one began.
         self.sessions.notice(&user, now, sessions_end).await?;
         let generation = self.sessions.generation(local_subject(&user.id)).await;
@@ -399,5 +427,66 @@ fn refusal_of(error: BodyError) -> Refusal {
         BodyError::UnsupportedMediaType => Refusal::LoginMediaType,
         BodyError::TooLarge => Refusal::LoginBodyTooLarge,
         BodyError::Malformed { .. } | BodyError::Missing { .. } => Refusal::LoginBody(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sessions::{Seen, Sessions};
+    use crate::store::sqlite::sessions::SqliteSessions;
+    use crate::store::{StoreFuture, UserId};
+
+    /// Can only be looked up by name, like a table of a CMS; `broken` is nobody, for a reason.
+    struct OnlyByName;
+
+    fn user(name: &str) -> UserRecord {
+        UserRecord {
+            id: UserId::Text(name.into()),
+            username: name.into(),
+            password_hash: "$2y$04$gSrJGkU9bEFkXuWYZBlM3.NUTYnfvKoHe8K/2P6j1fOelh18aM9by".into(),
+            password_salt: None,
+            role: "Viewer".into(),
+            name: None,
+            email: None,
+            disabled: false,
+            created_at: 0,
+            changed_at: 0,
+        }
+    }
+
+    impl Users for OnlyByName {
+        fn find<'a>(&'a self, username: &'a str) -> StoreFuture<'a, Option<UserRecord>> {
+            Box::pin(async move {
+                match username {
+                    "broken" => Err(StoreError::UnusableUser("broken".into(), UnusableUser::Several)),
+                    name => Ok(Some(user(name))),
+                }
+            })
+        }
+
+        fn ping(&self) -> StoreFuture<'_, ()> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn sample(&self, _most: u32) -> StoreFuture<'_, Vec<UserRecord>> {
+            Box::pin(async { Ok(Vec::new()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn what_hashes_cost_is_known_after_a_restart_from_those_who_are_signed_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(SqliteSessions::open(&folder.path().join("sessions.db")).await.unwrap());
+        let sessions = LiveSessions::new();
+        sessions.open(store.clone());
+        let authority = Authority::Store(Arc::new(OnlyByName));
+        let login = Login::new(authority, sessions, Guard::new(), 1, HashPolicy::default());
+        for (name, until, is_known) in [("over", 100, false), ("broken", 200, false), ("vera", 200, true)] {
+            store.note(Seen::of(&user(name), until)).await.unwrap();
+            login.prepare().await;
+            login.prepare_from_sessions(10, 150).await;
+            assert_eq!(login.hasher.knows_users(), is_known, "{name}");
+        }
     }
 }

@@ -170,6 +170,11 @@ impl Hasher {
         }
     }
 
+    /// Whether any user's cost is known.
+    pub fn knows_users(&self) -> bool {
+        self.mix.cost_of("").is_some()
+    }
+
     /// Whether `password` is the one of `user`, who is the one named `name`; `None` is an unknown user.
     ///
     /// A disabled user and a password that is too long cost the same time as a wrong password; an unknown

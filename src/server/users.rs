@@ -83,29 +83,62 @@ pub async fn watch(gateway: Arc<Gateway>) {
 /// Looks at those again who are signed in, for ever; not at users that only the gateway changes.
 pub async fn recheck(gateway: Arc<Gateway>) {
     let Some(users) = gateway.login.users().filter(|users| !users.is_own()) else { return };
+    gateway.login.prepare_from_sessions(PAGE, unix_now()).await;
     loop {
         tokio::time::sleep(gateway.current().snapshot.recheck).await;
-        if let Err(error) = look_again(&gateway, users).await {
+        let mut missed = Missed::default();
+        let round = look_again(&gateway, users, &mut missed).await;
+        if let Some((user, error)) = missed.first {
+            let missed = missed.users;
+            tracing::warn!(user, missed, %error, "users who are signed in could not be looked at again");
+        }
+        if let Err(error) = round {
             // What was not looked at is looked at the next time; that a store fails is told by who watches it.
-            tracing::warn!(%error, "users who are signed in could not all be looked at again");
+            tracing::warn!(%error, "looking at users who are signed in was broken off");
         }
     }
 }
 
-async fn look_again(gateway: &Gateway, users: &dyn Users) -> Result<(), StoreError> {
+/// Whom a round could not look at, while it could others.
+#[derive(Default)]
+struct Missed {
+    users: u64,
+    /// The name of the first, and why.
+    first: Option<(String, StoreError)>,
+}
+
+/// Looks at everybody once. One user's error is no reason not to look at the next, or it would hide their changes for
+/// as long as it lasts.
+///
+/// # Errors
+/// Of a store as a whole; the rest was not looked at.
+async fn look_again(gateway: &Gateway, users: &dyn Users, missed: &mut Missed) -> Result<(), StoreError> {
     let sessions = &gateway.sessions;
     let Some(store) = sessions.store() else { return Ok(()) };
     let mut after = None;
     loop {
         let page = store.seen_after(after, unix_now(), PAGE).await?;
         for seen in &page {
-            if let Some(change) = sessions.look_again(users, seen, unix_now()).await? {
-                tracing::info!(user = seen.username, change = change.code(), "a user has changed in the CMS");
-                gateway.audit(&Audit {
-                    reason: Some(Reason::UserChange(change)),
-                    user: Some(&seen.username),
-                    ..Audit::of(Event::Revocation)
-                });
+            match sessions.look_again(users, seen, unix_now()).await {
+                Ok(None) => {}
+                Ok(Some(change)) => {
+                    tracing::info!(
+                        user = seen.username,
+                        change = change.code(),
+                        "a user has changed in the CMS"
+                    );
+                    gateway.audit(&Audit {
+                        reason: Some(Reason::UserChange(change)),
+                        user: Some(&seen.username),
+                        ..Audit::of(Event::Revocation)
+                    });
+                }
+                Err(error) => {
+                    // Away, or slow for everybody: the others would each take as long to fail.
+                    users.ping().await?;
+                    missed.users += 1;
+                    missed.first.get_or_insert_with(|| (seen.username.clone(), error));
+                }
             }
         }
         match page.last() {

@@ -335,8 +335,6 @@ pub enum Fault {
     MissingColumn(&'static str),
     /// It has this column twice.
     ColumnTwice(&'static str),
-    /// A column's type, which cannot be read.
-    ColumnType(&'static str, String),
 }
 
 impl fmt::Display for Fault {
@@ -356,11 +354,6 @@ impl fmt::Display for Fault {
             Fault::ColumnTwice(name) => {
                 write!(f, "answers 'users.query' with two columns '{name}': leave one out")
             }
-            Fault::ColumnType(name, kind) => write!(
-                f,
-                "answers 'users.query' with a column '{name}' of the type {kind}, which is neither a text nor a whole \
-                 number: cast it to a text"
-            ),
         }
     }
 }
@@ -381,6 +374,13 @@ pub enum UnusableUser {
     Contradiction {
         /// In this column.
         column: &'static str,
+    },
+    /// A value of a type that is not read.
+    Type {
+        /// In this column.
+        column: &'static str,
+        /// The database's name of the type.
+        kind: String,
     },
     /// A value that is of no use.
     Value {
@@ -404,6 +404,11 @@ impl fmt::Display for UnusableUser {
             UnusableUser::Contradiction { column } => {
                 write!(f, "'users.query' finds rows that differ in the column '{column}'")
             }
+            UnusableUser::Type { column, kind } => write!(
+                f,
+                "'users.query' finds them with a column '{column}' of the type {kind}, which is neither a text nor a whole \
+                 number: cast it to a text"
+            ),
             UnusableUser::Value { column, what } => write!(f, "the column '{column}' {what}"),
         }
     }

@@ -5,7 +5,7 @@ use http::Response;
 use http_body_util::Full;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Gateway, Seen, Upstream, run};
+use crate::harness::{Answer, Gateway, PATIENCE, Seen, Upstream, run};
 
 const PASSWORD: &str = "correct horse & battery=ß";
 
@@ -15,7 +15,7 @@ fn cms(seen: &Seen) -> Response<Full<Bytes>> {
         let response = Response::builder().status(status).header("content-type", "application/json");
         response.header("set-cookie", "cms_session=abc; HttpOnly").body(Full::from(body.to_string())).unwrap()
     };
-    if seen.target != "/api/auth/login?v=2" || seen.method != "POST" {
+    if seen.target != "/api/auth/login?key=s3cret-of-the-cms" || seen.method != "POST" {
         return answer(200, json!({ "page": seen.target }));
     }
     let sent: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
@@ -30,7 +30,7 @@ fn cms(seen: &Seen) -> Response<Full<Bytes>> {
         "roleless" => answer(200, user(json!(9), Value::Null)),
         "moved" => Response::builder()
             .status(302)
-            .header("location", "/api/auth/login?v=2")
+            .header("location", "/api/auth/login?key=s3cret-of-the-cms")
             .body(Full::default())
             .unwrap(),
         "broken" => answer(500, json!({})),
@@ -45,7 +45,7 @@ fn cms(seen: &Seen) -> Response<Full<Bytes>> {
 }
 
 const CONFIG: &str = "rules: [{ path: /*, allow: Viewer }]\ntrusted_proxies: [127.0.0.1]\nlogin: { max_failures: 3 }\nusers:\n  \
-     login: { url: 'http://UPSTREAM/api/auth/login?v=2', username_field: login, id: data.user.id, username: data.user.login, \
+     login: { url: 'http://UPSTREAM/api/auth/login?key=s3cret-of-the-cms', username_field: login, id: data.user.id, username: data.user.login, \
      name: data.user.display, email: data.user.mail, role: data.user.role, cookies: true }\n  role_map: { author: Editor, subscriber: Viewer }";
 
 fn folder() -> tempfile::TempDir {
@@ -55,8 +55,12 @@ fn folder() -> tempfile::TempDir {
 }
 
 async fn attempt(gateway: &Gateway, name: &str, password: &str) -> Answer {
+    attempt_from("192.0.2.7", gateway, name, password).await
+}
+
+async fn attempt_from(client: &str, gateway: &Gateway, name: &str, password: &str) -> Answer {
     let body = json!({ "username": name, "password": password });
-    gateway.post("/auth/login").header("x-forwarded-for", "192.0.2.7").json(&body).send().await
+    gateway.post("/auth/login").header("x-forwarded-for", client).json(&body).send().await
 }
 
 #[tokio::test]
@@ -97,19 +101,90 @@ async fn the_cms_says_who_somebody_is() {
         assert_eq!(answer.status, status, "{name}: {}", answer.text());
         assert_eq!(answer.header("set-cookie"), None, "{name}");
     }
-    // Failures of the CMS are nobody's, wrong passwords are counted.
-    assert_eq!(attempt(&gateway, "broken", PASSWORD).await.status, 500);
     for status in [401, 401, 429, 429] {
         assert_eq!(attempt(&gateway, "VERA", "wrong").await.status, status);
     }
     let log = gateway.lines().join("\n");
     assert!(log.contains("\"reason\":\"no_role\"") && log.contains("it answered 302"), "{log}");
-    assert!(!log.contains("battery"), "{log}");
     let told = String::from_utf8(gateway.run(&["check", "--network"], "").stdout).unwrap();
-    assert!(told.contains("ok      users by http://"), "{told}");
+    assert!(told.contains("ok      users by http://") && told.contains("/api/auth/login, which"), "{told}");
+    for secret in ["battery", "s3cret-of-the-cms"] {
+        assert!(!log.contains(secret) && !told.contains(secret), "{told}\n{log}");
+    }
     for command in [&["token", "issue", "vera"][..], &["user", "list"]] {
         assert_eq!(gateway.run(command, "").status.code(), Some(1));
     }
+}
+
+#[tokio::test]
+async fn a_guess_counts_however_the_cms_says_no() {
+    let upstream = Upstream::answering(cms).await;
+    let gateway = Gateway::start_in(folder(), upstream.address, CONFIG).await;
+    for (at, (name, is_counted)) in [
+        ("unprocessable", true),
+        ("nobody", true),
+        ("moved", true),
+        ("idless", true),
+        ("html", true),
+        ("long", true),
+        ("huge", true),
+        ("busy", false),
+        ("broken", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // Everybody from somewhere else, so that failures of one name are no matter of the next.
+        let client = format!("198.51.100.{at}");
+        for _ in 0..3 {
+            assert_ne!(attempt_from(&client, &gateway, name, PASSWORD).await.status, 429, "{name}");
+        }
+        let status = attempt_from(&client, &gateway, name, PASSWORD).await.status;
+        assert_eq!(status, if is_counted { 429 } else { 500 }, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_ban_and_a_lock_hold_under_every_name_that_the_cms_takes_for_one_user() {
+    let upstream = Upstream::answering(cms).await;
+    let gateway = Gateway::start_in(folder(), upstream.address, CONFIG).await;
+    let other_name = "Vera@example.org";
+    let until = async |client: &'static str, status: u16| {
+        let asked = async {
+            while attempt_from(client, &gateway, "vera", PASSWORD).await.status != status {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, asked).await.expect("the command is followed");
+    };
+    // Not in the place of the wrong guesses below, or it would be its owner's own.
+    assert_eq!(attempt_from("192.0.2.8", &gateway, other_name, PASSWORD).await.status, 200);
+    assert!(gateway.run(&["ban", "add", "vera"], "").status.success());
+    until("192.0.2.8", 429).await;
+    let refused = attempt_from("192.0.2.8", &gateway, other_name, PASSWORD).await;
+    assert_eq!((refused.status, refused.header("set-cookie")), (429, None), "{}", refused.text());
+    assert!(gateway.run(&["ban", "lift", "vera"], "").status.success());
+    until("192.0.2.8", 200).await;
+    assert_eq!(attempt_from("192.0.2.8", &gateway, other_name, PASSWORD).await.status, 200);
+
+    for status in [401, 401, 401, 429] {
+        assert_eq!(attempt_from("192.0.2.9", &gateway, "vera", "wrong").await.status, status);
+    }
+    assert_eq!(attempt_from("192.0.2.9", &gateway, other_name, PASSWORD).await.status, 429);
+    // In one place, not everywhere.
+    assert_eq!(attempt_from("192.0.2.8", &gateway, other_name, PASSWORD).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_success_that_is_listed_as_a_failure_lets_nobody_in() {
+    let upstream = Upstream::answering(|_| {
+        let body = json!({ "user": { "id": 3, "username": "emil" }, "next": "a second factor" });
+        Response::builder().status(202).body(Full::from(body.to_string())).unwrap()
+    })
+    .await;
+    let config = "rules: [{ path: /*, allow: Viewer }]\nusers: { login: { url: 'http://UPSTREAM/login', failures: [202, 401] }, role: Viewer }";
+    let gateway = Gateway::start_in(folder(), upstream.address, config).await;
+    assert_eq!(attempt(&gateway, "emil", PASSWORD).await.status, 401);
 }
 
 #[tokio::test]
@@ -170,7 +245,10 @@ fn what_a_login_of_the_cms_cannot_be_is_said_at_its_place() {
             "users: { login: http://cms/login, role: Viewer }\nlogin: { rotate: /auth/rotate }",
             "'login.rotate' needs a store of users",
         ),
-        ("users: { login: { url: http://cms/login, failures: [200] }, role: Viewer }", "200"),
+        (
+            "users: { login: { url: http://cms/login, failures: [500] }, role: Viewer }",
+            "must be from 200 to 499, not 500",
+        ),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let file = format!(

@@ -393,6 +393,36 @@ async fn users_of_a_cms_in_mariadb_log_in() {
     a_cms_in(Kind::MariaDb).await;
 }
 
+#[tokio::test]
+async fn a_user_who_cannot_be_looked_at_again_hides_no_other() {
+    let Some(database) = Database::start(Kind::Sqlite).await else { return };
+    database.execute(&schema()).await;
+    let upstream = Upstream::start().await;
+    // Of the smallest number there is no absolute value: SQLite gives up on the row.
+    let query = QUERY.replace("u.blocked AS", "abs(u.blocked) AS");
+    let gateway = Gateway::start_in(folder(), upstream.address, &config(&database.url(), &query)).await;
+    let names = ["vera", "emil", "wp"];
+    // Whoever comes first in the round.
+    for broken in names {
+        let others = names.into_iter().filter(|name| *name != broken).collect::<Vec<_>>();
+        let unseen = token(&gateway, broken).await;
+        let tokens = [token(&gateway, others[0]).await, token(&gateway, others[1]).await];
+        let lines = gateway.lines().len();
+        database
+            .execute(&format!(
+                "UPDATE users SET blocked = CASE login WHEN '{broken}' THEN -9223372036854775808 ELSE 1 END"
+            ))
+            .await;
+        for token in &tokens {
+            over(&gateway, token).await;
+        }
+        let told = move |line: &str| line.contains("could not be looked at again") && line.contains(broken);
+        gateway.wait_for_line(lines, told).await;
+        assert_eq!(page(&gateway, &unseen).await, 200);
+        database.execute("UPDATE users SET blocked = 0").await;
+    }
+}
+
 #[test]
 fn what_cannot_be_a_store_is_said_at_its_place() {
     let query =

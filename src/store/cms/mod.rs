@@ -113,7 +113,6 @@ impl CmsUsers {
         self.failed(match problem {
             ColumnProblem::Missing(name) => Fault::MissingColumn(name),
             ColumnProblem::Twice(name) => Fault::ColumnTwice(name),
-            ColumnProblem::Type(name, kind) => Fault::ColumnType(name, kind),
         })
     }
 
