@@ -117,7 +117,7 @@ async fn status(gateway: &Gateway) -> Response<Full<Bytes>> {
         .map(|one| json!({ "file": one.file, "names": one.names, "expires": one.validity.1, "expired": now > one.validity.1 }))
         .collect();
     let upstreams: Vec<_> =
-        snapshot.upstream.iter().map(|upstream| json!({ "address": upstream.address })).collect();
+        active.servers.iter().map(|server| json!({ "url": server.url(), "up": server.is_up() })).collect();
     let body = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "stage": match gateway.stage() {

@@ -7,8 +7,9 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http::header::{ACCEPT, HOST};
-use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -55,6 +56,27 @@ impl Client {
     /// # Errors
     /// What went wrong, in a few words that name neither the URL nor what was sent.
     pub async fn ask(&self, url: &str, question: Question) -> Result<Answer, String> {
+        let most = question.most;
+        let (parts, body) = self.begin(url, question).await?.into_parts();
+        let body = Limited::new(body, most)
+            .collect()
+            .await
+            .map(http_body_util::Collected::to_bytes)
+            .map_err(|error| format!("its answer: {error}"));
+        Ok(Answer { status: parts.status, headers: parts.headers, body })
+    }
+
+    /// The status that a GET is answered with; the body is not waited for.
+    ///
+    /// # Errors
+    /// What went wrong, in a few words.
+    pub async fn status(&self, url: &str) -> Result<StatusCode, String> {
+        let question =
+            Question { method: Method::GET, headers: HeaderMap::new(), body: Bytes::new(), most: 0 };
+        Ok(self.begin(url, question).await?.status())
+    }
+
+    async fn begin(&self, url: &str, question: Question) -> Result<Response<Incoming>, String> {
         let uri: Uri = url.parse().map_err(|_| "it is no URL".to_owned())?;
         let stream = self.connect(&uri).await?;
         let broken = |error: hyper::Error| format!("it broke off: {error}");
@@ -67,13 +89,7 @@ impl Client {
         *request.headers_mut() = question.headers;
         let host = uri.authority().map_or("", http::uri::Authority::as_str);
         request.headers_mut().insert(HOST, host.parse().map_err(|_| "it names no host".to_owned())?);
-        let (parts, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
-        let body = Limited::new(body, question.most)
-            .collect()
-            .await
-            .map(http_body_util::Collected::to_bytes)
-            .map_err(|error| format!("its answer: {error}"));
-        Ok(Answer { status: parts.status, headers: parts.headers, body })
+        sender.send_request(request).await.map_err(broken)
     }
 
     /// Gets a text of at most `most` bytes; whatever is not a 200 is an error.

@@ -119,8 +119,8 @@ async fn try_network(snapshot: &Snapshot, out: &mut dyn Write) -> Result<bool, C
             tell(format!("sessions: {} will be made at the first start", sessions.display()), Ok(()))?;
         }
     }
-    if let Some(upstream) = &snapshot.upstream {
-        let address = &upstream.address;
+    for server in snapshot.upstream.iter().flat_map(|upstream| &upstream.servers) {
+        let address = &server.address;
         let connected = match timeout(TIMEOUT, TcpStream::connect(address.as_str())).await {
             Ok(outcome) => outcome.map(drop).map_err(|error| error.to_string()),
             Err(_) => Err("it does not answer".to_owned()),

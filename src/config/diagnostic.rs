@@ -197,8 +197,8 @@ pub enum Problem {
     AlgorithmNeedsKeys { algorithm: String },
     /// Assertions that only somebody with the signing secret could check.
     AssertionNeedsKeys { algorithm: String },
-    /// Assertions for an upstream that the gateway does not know.
-    AssertionForWhom,
+    /// Assertions for an upstream that the gateway does not know, or for several.
+    AssertionForWhom { several: bool },
     /// Assertions for the audience of login tokens.
     AssertionAudience { audience: String },
     /// A trusted issuer's algorithm and its kind of key that do not go together.
@@ -487,8 +487,9 @@ impl fmt::Display for Problem {
                 "an assertion signed with {algorithm} could only be checked by whoever can make login tokens: \
                  'tokens.algorithm' must be one with a key pair, such as EdDSA"
             ),
-            Problem::AssertionForWhom => {
-                f.write_str("without 'upstream', an assertion needs an 'audience': write a mapping with 'header' and 'audience'")
+            Problem::AssertionForWhom { several } => {
+                let why = if *several { "with several upstreams" } else { "without 'upstream'" };
+                write!(f, "{why}, an assertion needs an 'audience': write a mapping with 'header' and 'audience'")
             }
             Problem::AssertionAudience { audience } => write!(
                 f,

@@ -192,11 +192,12 @@ mod tests {
         assert!(files.is_empty() && warnings.is_empty());
         assert_eq!(raw.listen.0[0].to_string(), "0.0.0.0:8080");
         let upstream = raw.upstream.expect("the file names one");
+        let url = upstream.only().expect("it is one");
         assert_eq!(
-            (upstream.url.to_string().as_str(), upstream.max_connections.value),
+            (url.to_string().as_str(), upstream.max_connections.value),
             ("http://127.0.0.1:3000", 1024)
         );
-        assert_eq!(upstream.url.at, Position::in_file(2, 11));
+        assert_eq!(url.at, Position::in_file(2, 11));
         assert_eq!(raw.rules[1].allow.at, Position::in_file(6, 54));
         assert_eq!(
             raw.rules[1].methods.as_ref().map(|methods| methods.0[0].as_str().to_owned()),
@@ -626,6 +627,16 @@ log: { format: json, level: debug, access: false }
             ]
         );
         assert_eq!(messages(&file("{ header: X-A, audience: cms }")), [""; 0]);
+        let several = |assertion: &str| {
+            file(assertion).replace("forward_auth: 127.0.0.1:1", "upstream: { urls: [http://a, http://b] }")
+        };
+        assert_eq!(
+            messages(&several("X-A")),
+            [
+                "3:24: with several upstreams, an assertion needs an 'audience': write a mapping with 'header' and 'audience'"
+            ]
+        );
+        assert_eq!(messages(&several("{ header: X-A, audience: cms }")), [""; 0]);
     }
 
     #[test]
@@ -649,6 +660,35 @@ log: { format: json, level: debug, access: false }
             );
             let full = messages(&format!("upstream: {{ url: '{url}' }}\nroles: [A]"));
             assert_eq!(full, [format!("1:18: 'upstream.url': {why}")]);
+            let list = messages(&format!("upstream: {{ urls: [http://a, '{url}'] }}\nroles: [A]"));
+            assert_eq!(list, [format!("1:30: 'upstream.urls': {why}")]);
+        }
+    }
+
+    #[test]
+    fn an_upstream_has_one_url_or_several_and_a_path_that_says_how_it_is() {
+        for (upstream, problem) in [
+            ("url: http://a, health: /healthz?x=1&y", None),
+            ("url: http://a, health: /", None),
+            ("urls: [http://a], health: false", None),
+            ("urls: [http://a, http://b:81]", None),
+            ("health: /", Some("1:11: one of the keys 'url' or 'urls' is missing")),
+            (
+                "url: http://a, urls: [http://b]",
+                Some("1:28: only one of the keys 'url' or 'urls' may be given, not 'url' and 'urls'"),
+            ),
+            ("urls: []", Some("1:19: 'upstream.urls' must not be empty")),
+            ("urls: [http://a, http://a]", Some("1:30: 'http://a' is listed a second time, first in line 1")),
+            (
+                "url: http://a, health: healthz",
+                Some(
+                    "1:36: 'upstream.health': 'healthz' is not a path: a slash and what follows the host in a URL, such \
+                     as /healthz",
+                ),
+            ),
+        ] {
+            let found = messages(&format!("upstream: {{ {upstream} }}\nroles: [A]"));
+            assert_eq!(found, problem.map(str::to_owned).into_iter().collect::<Vec<_>>(), "{upstream}");
         }
     }
 
@@ -698,7 +738,10 @@ log: { format: json, level: debug, access: false }
                     state: a$$b$c\nlogin: { response: { a: '${DOLLAR}', b: $$token, c: $token } }";
         let raw = loaded(text).raw;
         let upstream = raw.upstream.expect("the file names one");
-        assert_eq!((upstream.url.authority().as_str(), upstream.max_connections.value), ("cms:3000", 2048));
+        assert_eq!(
+            (upstream.url.unwrap().authority().as_str(), upstream.max_connections.value),
+            ("cms:3000", 2048)
+        );
         assert!(!raw.log.access && raw.admin.0.is_none());
         assert_eq!(raw.state.as_str(), "a$b$c");
         let response = raw.login.0.expect("login is on").response;

@@ -368,7 +368,7 @@ mod tests {
             assert!(snapshot.rule_positions.iter().all(|at| at.preset() == Some(preset)));
             let listen: Vec<_> = snapshot.fixed.listen.iter().map(ToString::to_string).collect();
             assert_eq!(listen, ["0.0.0.0:8080"], "{preset:?}: an address is never a preset's");
-            let upstream = snapshot.upstream.as_ref().map(|upstream| upstream.address.as_str());
+            let upstream = snapshot.upstream.as_ref().map(|upstream| upstream.servers[0].address.as_str());
             assert_eq!((snapshot.expectations, upstream), (0, Some("127.0.0.1:1")));
             let filled = snapshot.filled.expect("what was filled in is told");
             assert!(filled.keys.contains(&"roles".to_owned()) && filled.replaced.is_empty(), "{filled:?}");

@@ -20,8 +20,8 @@ use super::recipe::Recipe;
 use super::template::{ERROR_VARIABLES, LOGIN_VARIABLES, Template};
 use super::value::{
     self, Address, Cidr, CookieName, DescribingHeader, Duration, ExpectedRequest, Extension, FileMode,
-    HeaderName, HeaderValue, HttpUrl, JwksSource, ListenAddress, Method, Name, Origin, OwnPath, PublicKey,
-    RoleName, Secret, SessionStore, Size, TablePrefix, UpstreamUrl, UserStore, Value,
+    HeaderName, HeaderValue, HealthPath, HttpUrl, JwksSource, ListenAddress, Method, Name, Origin, OwnPath,
+    PublicKey, RoleName, Secret, SessionStore, Size, TablePrefix, UpstreamUrl, UserStore, Value,
 };
 pub use crate::token::Algorithm;
 use crate::token::revoked::{MOST_LEEWAY, MOST_TTL};
@@ -296,12 +296,18 @@ pub enum ProxyProtocol {
     Required,
 }
 
-/// The CMS behind the gateway.
+/// The CMS behind the gateway. Exactly one of `url` and `urls` is needed.
 #[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [{ "required": ["url"] }, { "required": ["urls"] }]))]
 pub struct Upstream {
     /// `http://host:port`, without a path.
-    pub url: At<UpstreamUrl>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<At<UpstreamUrl>>,
+    /// Several such, each of which serves every request equally well: one goes to that with the fewest under way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 64), extend("uniqueItems" = true, "default" = null))]
+    pub urls: Vec<At<UpstreamUrl>>,
     /// The longest wait for a connection.
     #[serde(default = "connect_timeout")]
     pub connect_timeout: At<Duration<10, { 5 * MINUTE }>>,
@@ -311,13 +317,34 @@ pub struct Upstream {
     /// How long an unused connection is kept; below what the upstream closes at.
     #[serde(default = "idle_timeout")]
     pub idle_timeout: At<Duration<100, { HOUR }>>,
-    /// The most connections to the upstream at a time.
+    /// The most connections to each URL at a time.
     #[serde(default = "a_thousand_connections")]
     #[schemars(range(min = 1, max = 65536))]
     pub max_connections: At<u32>,
     /// Whether the upstream sees the client's Host header or its own name.
     #[serde(default)]
     pub host: HostHeader,
+    /// A path that is asked for every few seconds: an upstream that does not answer it with 2xx or 3xx gets no
+    /// requests. False asks nothing.
+    #[serde(default = "no_health")]
+    pub health: OrFalse<At<HealthPath>>,
+}
+
+impl Upstream {
+    /// `url`, or all `urls`.
+    pub fn all(&self) -> impl Iterator<Item = &At<UpstreamUrl>> {
+        self.url.iter().chain(&self.urls)
+    }
+
+    /// The one URL, where there are not several.
+    pub fn only(&self) -> Option<&At<UpstreamUrl>> {
+        let mut all = self.all();
+        all.next().filter(|_| all.next().is_none())
+    }
+}
+
+fn no_health() -> OrFalse<At<HealthPath>> {
+    OrFalse(None)
 }
 
 fn connect_timeout() -> At<Duration<10, { 5 * MINUTE }>> {
@@ -350,12 +377,14 @@ fn upstream<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Upstrea
     Ok(Some(match UpstreamForm::deserialize(deserializer)? {
         UpstreamForm::Full(upstream) => *upstream,
         UpstreamForm::Url(url) => Upstream {
-            url,
+            url: Some(url),
+            urls: Vec::new(),
             connect_timeout: connect_timeout(),
             response_timeout: response_timeout(),
             idle_timeout: idle_timeout(),
             max_connections: a_thousand_connections(),
             host: HostHeader::default(),
+            health: no_health(),
         },
     }))
 }
@@ -1329,10 +1358,11 @@ impl Raw {
             let place = assertion.header.at.max(tokens.algorithm.at);
             found.push(Diagnostic::error(place, Problem::AssertionNeedsKeys { algorithm }));
         }
-        let url = self.upstream.as_ref().map(|upstream| upstream.url.to_string());
+        let url = self.upstream.as_ref().and_then(Upstream::only).map(|url| url.to_string());
         let audience = assertion.audience.as_ref().map(|audience| audience.as_str()).or(url.as_deref());
-        if audience.is_none() && self.forward_auth.0.is_some() {
-            found.push(Diagnostic::error(assertion.header.at, Problem::AssertionForWhom));
+        if audience.is_none() && (self.forward_auth.0.is_some() || self.upstream.is_some()) {
+            let several = self.upstream.is_some();
+            found.push(Diagnostic::error(assertion.header.at, Problem::AssertionForWhom { several }));
         }
         if audience == Some(tokens.audience.as_str()) {
             let at = assertion.audience.as_ref().map_or(assertion.header.at, |audience| audience.at);

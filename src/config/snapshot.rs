@@ -23,7 +23,7 @@ use super::query::{Dialect, UserQuery};
 use super::raw::{self, Pairs, Raw};
 use super::recipe::HashPolicy;
 use super::template::Template;
-use super::value::{ListenAddress, Name, PublicKey, SessionStore, UserStore};
+use super::value::{ListenAddress, Name, PublicKey, SessionStore, UpstreamUrl, UserStore};
 use super::{At, Diagnostic, Diagnostics, Filled, Position, Problem, Reading, Source, keyring, raw::Keys};
 use crate::policy::method::Methods;
 use crate::policy::path::EncodedSlash;
@@ -82,8 +82,6 @@ pub struct Snapshot {
     pub proxy_protocol: raw::ProxyProtocol,
     /// Where requests go; `None`: load balancers forward them, and ask for a decision alone.
     pub upstream: Option<UpstreamSettings>,
-    /// What the upstream sees as Host; `None`: the client's.
-    pub upstream_host: Option<HeaderValue>,
     /// How load balancers ask for a decision; `None`: nobody does.
     pub forward_auth: Option<ForwardAuth>,
     /// From the request's last byte to the response's first.
@@ -202,14 +200,29 @@ impl Identity {
 /// Where the upstream is and what may be asked of it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct UpstreamSettings {
-    /// `host:port` to connect to.
-    pub address: String,
+    /// At least one, all alike.
+    pub servers: Vec<UpstreamServer>,
     /// For one connection to be made, name resolution included.
     pub connect_timeout: Duration,
     /// How long an idle connection is used again.
     pub idle_timeout: Duration,
-    /// Connections of all threads together.
+    /// Connections of all threads together, to each server.
     pub max_connections: usize,
+    /// Whether the upstream sees its own name as Host, instead of the client's.
+    pub own_host: bool,
+    /// The path that tells whether a server is well, where one is asked for.
+    pub health: Option<String>,
+}
+
+/// One of the servers that requests go to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UpstreamServer {
+    /// As metrics and logs name it: its URL.
+    pub url: String,
+    /// `host:port` to connect to.
+    pub address: String,
+    /// Its name as a Host header has it.
+    pub authority: HeaderValue,
 }
 
 /// How a load balancer says which request it asks about, and what it can do with the answer.
@@ -1022,6 +1035,14 @@ impl Builder<'_> {
     }
 }
 
+fn upstream_server(url: &UpstreamUrl) -> UpstreamServer {
+    UpstreamServer {
+        url: url.to_string(),
+        address: format!("{}:{}", bracketed(&url.host), url.port),
+        authority: HeaderValue::try_from(url.authority()).expect("a checked host and port are visible ASCII"),
+    }
+}
+
 fn assemble(raw: &Raw, source: &Source, compiled: Compiled) -> Snapshot {
     let Compiled { policy, keys: (ring, key_folder), trusted, tls, users, watched, filled } = compiled;
     let tokens = &raw.tokens;
@@ -1054,7 +1075,7 @@ fn assemble(raw: &Raw, source: &Source, compiled: Compiled) -> Snapshot {
             asserters: raw.identity.assertion.0.as_ref().map_or_else(Vec::new, |assertion| {
                 let named = assertion.audience.as_ref().map(|audience| audience.as_str().to_owned());
                 // Where there is neither, the file has been refused.
-                let audience = named.or_else(|| upstream.map(|upstream| upstream.url.to_string()));
+                let audience = named.or_else(|| Some(upstream?.only()?.to_string()));
                 let audience = audience.unwrap_or_default();
                 let key = |one: &RingKey| {
                     Asserter::new(one.key.clone(), tokens.issuer.as_str(), &*audience, assertion.ttl.get())
@@ -1076,17 +1097,13 @@ fn assemble(raw: &Raw, source: &Source, compiled: Compiled) -> Snapshot {
         trusted_proxies: raw.trusted_proxies.iter().map(|cidr| cidr.value.0).collect(),
         proxy_protocol: raw.proxy_protocol.value,
         upstream: upstream.map(|upstream| UpstreamSettings {
-            address: format!("{}:{}", bracketed(&upstream.url.host), upstream.url.port),
+            servers: upstream.all().map(|url| upstream_server(url)).collect(),
             connect_timeout: upstream.connect_timeout.value.get(),
             idle_timeout: upstream.idle_timeout.value.get(),
             max_connections: upstream.max_connections.value as usize,
+            own_host: upstream.host == raw::HostHeader::Upstream,
+            health: upstream.health.0.as_ref().map(|path| path.as_str().to_owned()),
         }),
-        upstream_host: upstream.filter(|upstream| upstream.host == raw::HostHeader::Upstream).map(
-            |upstream| {
-                HeaderValue::try_from(upstream.url.authority())
-                    .expect("a checked host and port are visible ASCII")
-            },
-        ),
         response_timeout: upstream.map(|upstream| upstream.response_timeout.value.get()).unwrap_or_default(),
         forward_auth: raw.forward_auth.0.as_ref().map(|asked| forward_auth(&asked.headers)),
         login: raw.login.0.as_ref().map(|login| LoginSettings {

@@ -96,6 +96,7 @@ pub fn check(name: &str, text: &str, least: u64, most: u64) -> Result<(), ValueE
         Method::NAME => parses::<Method>(text),
         ExpectedRequest::NAME => parses::<ExpectedRequest>(text),
         OwnPath::NAME => parses::<OwnPath>(text),
+        HealthPath::NAME => parses::<HealthPath>(text),
         UserStore::NAME => parses::<UserStore>(text),
         HttpUrl::NAME => parses::<HttpUrl>(text),
         SessionStore::NAME => parses::<SessionStore>(text),
@@ -134,6 +135,7 @@ pub fn what(name: &str) -> &'static str {
         Method::NAME => Method::WHAT,
         ExpectedRequest::NAME => ExpectedRequest::WHAT,
         OwnPath::NAME => OwnPath::WHAT,
+        HealthPath::NAME => HealthPath::WHAT,
         UserStore::NAME => UserStore::WHAT,
         HttpUrl::NAME => HttpUrl::WHAT,
         SessionStore::NAME => SessionStore::WHAT,
@@ -520,6 +522,17 @@ checked_text!(
         match text.strip_prefix('/') {
             Some(rest) if text.len() <= 1024 && rest.split('/').all(segment) => Ok(()),
             _ => Err(ValueError::Form("is not a plain path: a slash, then letters, digits and -._~ between slashes")),
+        }
+    }
+);
+
+checked_text!(
+    /// The path and query that an upstream is asked for to see whether it is well.
+    HealthPath, "health-path", "a path such as /healthz", |text| {
+        let whole = text.starts_with('/') && text.len() <= 1024;
+        match whole && text.bytes().all(|b| b.is_ascii_graphic() && !b"#\"<>\\^`{|}".contains(&b)) {
+            true => Ok(()),
+            false => Err(ValueError::Form("is not a path: a slash and what follows the host in a URL, such as /healthz")),
         }
     }
 );

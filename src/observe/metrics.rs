@@ -49,7 +49,7 @@ pub struct Metrics {
     pub reload_time: IntGauge,
     /// Rules in force.
     pub rules: IntGauge,
-    /// Requests sent again on a fresh connection.
+    /// Requests sent again because a connection failed.
     pub retries: IntCounter,
     signing_keys: IntGauge,
     signing_key_created: IntGauge,
@@ -57,6 +57,7 @@ pub struct Metrics {
     rotations: IntCounterVec,
     revocations: IntGauge,
     stores: IntGaugeVec,
+    upstreams: IntGaugeVec,
     sessions_read: IntGauge,
     certificate_expiry: IntGaugeVec,
     handshakes: [IntCounter; 5],
@@ -235,7 +236,7 @@ impl Metrics {
             rules: register!(IntGauge::with_opts(build("config_rules", "Rules in force"))),
             retries: register!(IntCounter::with_opts(build(
                 "upstream_retries_total",
-                "Requests sent again because a pooled connection had gone stale"
+                "Requests sent again because a connection failed before an answer"
             ))),
             signing_keys: register!(IntGauge::with_opts(build(
                 "signing_keys",
@@ -260,6 +261,10 @@ impl Metrics {
             stores: register!(IntGaugeVec::new(
                 build("store_up", "1 if the store answered when it was last asked"),
                 &["store"]
+            )),
+            upstreams: register!(IntGaugeVec::new(
+                build("upstream_up", "1 if an upstream takes connections and answers, as far as is known"),
+                &["upstream"]
             )),
             sessions_read: register!(IntGauge::with_opts(build(
                 "sessions_last_read_timestamp_seconds",
@@ -374,6 +379,16 @@ impl Metrics {
             Store::Sessions => "sessions",
         };
         self.stores.with_label_values(&[name]).set(i64::from(answers));
+    }
+
+    /// Whether an upstream, named by its URL, is up.
+    pub fn upstream(&self, url: &str, up: bool) {
+        self.upstreams.with_label_values(&[url]).set(i64::from(up));
+    }
+
+    /// There are other upstreams from now on: those before are forgotten.
+    pub fn forget_upstreams(&self) {
+        self.upstreams.reset();
     }
 
     /// The session store was read at `now`, in Unix seconds.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Instant;
 
-use super::upstream::{Lease, Upstream};
+use super::upstream::Lease;
 use crate::wire::headers::HeaderRules;
 
 /// Why a body ended before its end.
@@ -201,7 +201,6 @@ pub enum AnswerBody {
 pub struct Relay {
     incoming: Incoming,
     lease: Option<Lease>,
-    upstream: Rc<Upstream>,
     rules: Rc<HeaderRules>,
     /// Bytes so far, for the log.
     on_end: Option<Box<dyn FnOnce(u64, bool)>>,
@@ -215,19 +214,11 @@ impl Relay {
     pub fn new(
         incoming: Incoming,
         lease: Lease,
-        upstream: Rc<Upstream>,
         rules: Rc<HeaderRules>,
         on_end: Box<dyn FnOnce(u64, bool)>,
     ) -> Self {
-        let mut relay = Self {
-            incoming,
-            lease: Some(lease),
-            upstream,
-            rules,
-            on_end: Some(on_end),
-            bytes: 0,
-            broken: None,
-        };
+        let mut relay =
+            Self { incoming, lease: Some(lease), rules, on_end: Some(on_end), bytes: 0, broken: None };
         if relay.incoming.is_end_stream() {
             relay.complete();
         }
@@ -236,7 +227,7 @@ impl Relay {
 
     fn complete(&mut self) {
         if let Some(lease) = self.lease.take() {
-            lease.release(&self.upstream);
+            lease.release();
         }
     }
 }

@@ -13,6 +13,7 @@ use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use super::balance::Upstreams;
 use super::body::{BodyError, Progress, RequestBody};
 use super::upstream::{Lease, Upstream};
 use crate::policy::Permit;
@@ -34,7 +35,8 @@ pub struct Forwarded {
 ///
 /// A connection that was used before may have been closed by the upstream just now. If nothing
 /// came back, the request is sent once more on a new one, provided that it was not sent at all or
-/// may be repeated (RFC 9110 §9.2.2).
+/// may be repeated (RFC 9110 §9.2.2). Where there is another server it goes there, and does so
+/// when the connection was a new one, too.
 ///
 /// # Errors
 /// `UpstreamUnreachable`, `UpstreamBusy`, `UpstreamReset` or `UpstreamTimeout`; `BodyTooLarge` if the
@@ -42,7 +44,7 @@ pub struct Forwarded {
 #[allow(clippy::too_many_arguments)]
 pub async fn forward(
     _permit: Permit,
-    upstream: &Rc<Upstream>,
+    upstreams: &Upstreams,
     mut request: Request<RequestBody>,
     asks: Asks,
     progress: Option<Rc<Progress>>,
@@ -51,28 +53,53 @@ pub async fn forward(
     timer: &mut LazyTimer,
     retried: impl FnOnce(),
 ) -> Result<Forwarded, Refusal> {
-    let mut lease = upstream.lease(false, now).await?;
+    let place = upstreams.choose(None).ok_or(Refusal::UpstreamUnreachable)?;
+    let mut lease = match place.idle(now) {
+        Ok(lease) => lease,
+        // Apart, so that what is rare takes up no room in every request.
+        Err(place) => Box::pin(upstreams.lease(place, false)).await?,
+    };
     let repeatable = !asks.websocket && may_repeat(&request);
-    prepare(&mut request, upstream, asks);
+    let own_host = prepare(&mut request, lease.upstream(), asks);
     let error =
         match send(&mut lease, request, repeatable, progress.as_deref(), response_timeout, timer).await {
-            Ok(response) => return Ok(Forwarded { response, lease }),
+            Ok(response) => {
+                lease.upstream().server().has_answered();
+                return Ok(Forwarded { response, lease });
+            }
             Err(error) => error,
         };
-    let request = match error {
-        SendError::Failed { unsent: Some(unsent), .. } if lease.reused => *unsent,
+    upstreams.note(&lease, &error);
+    let may_have_gone_stale = lease.reused;
+    let again = may_have_gone_stale || (upstreams.are_several() && error.is_upstreams());
+    let mut request = match error {
+        SendError::Failed { unsent: Some(unsent), .. } if again => *unsent,
         // Whatever came back, if anything came back it was an answer.
-        SendError::Failed { ref error, .. } if lease.reused && repeatable && !error.is_parse() => {
+        SendError::Failed { ref error, .. } if again && repeatable && !error.is_parse() => {
             lease.sent().ok_or(Refusal::UpstreamReset)?
         }
         error => return Err(error.into()),
     };
-    retried();
+    let failed = Rc::clone(lease.upstream());
     // Gone for good, and its slot may be the last one.
     drop(lease);
-    let mut lease = upstream.lease(true, Instant::now()).await?;
-    let response = send(&mut lease, request, false, progress.as_deref(), response_timeout, timer).await?;
-    Ok(Forwarded { response, lease })
+    let elsewhere = upstreams.choose(Some(&failed));
+    let place = if may_have_gone_stale { elsewhere.or_else(|| upstreams.choose(None)) } else { elsewhere };
+    let mut lease = Box::pin(upstreams.lease(place.ok_or(Refusal::UpstreamReset)?, true)).await?;
+    retried();
+    if own_host {
+        request.headers_mut().insert(HOST, lease.upstream().host().clone());
+    }
+    match send(&mut lease, request, false, progress.as_deref(), response_timeout, timer).await {
+        Ok(response) => {
+            lease.upstream().server().has_answered();
+            Ok(Forwarded { response, lease })
+        }
+        Err(error) => {
+            upstreams.note(&lease, &error);
+            Err(error.into())
+        }
+    }
 }
 
 /// What a request asks for beside an answer.
@@ -93,13 +120,14 @@ fn may_repeat(request: &Request<RequestBody>) -> bool {
         )
 }
 
-/// Puts a request into the form in which it goes on.
-fn prepare(request: &mut Request<RequestBody>, upstream: &Upstream, asks: Asks) {
+/// Puts a request into the form in which it goes on. Whether its Host is the upstream's own.
+fn prepare(request: &mut Request<RequestBody>, upstream: &Upstream, asks: Asks) -> bool {
     in_origin_form(request);
     let streams = matches!(request.body(), RequestBody::Streaming { .. });
     let headers = request.headers_mut();
-    if !headers.contains_key(HOST) {
-        // HTTP/1.0 may go without, HTTP/1.1 may not (RFC 9112 §3.2).
+    // HTTP/1.0 may go without, HTTP/1.1 may not (RFC 9112 §3.2).
+    let own_host = upstream.sees_own_host() || !headers.contains_key(HOST);
+    if own_host {
         headers.insert(HOST, upstream.host().clone());
     }
     if streams && !headers.contains_key(CONTENT_LENGTH) {
@@ -112,12 +140,32 @@ fn prepare(request: &mut Request<RequestBody>, upstream: &Upstream, asks: Asks) 
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONNECTION, HeaderValue::from_static("te"));
     }
+    own_host
 }
 
-enum SendError {
+/// What became of a request that was sent.
+pub enum SendError {
+    /// No response in time.
     TimedOut,
+    /// The response comes in a transfer coding that could not be passed on.
     UnknownCoding,
-    Failed { error: hyper::Error, unsent: Option<Box<Request<RequestBody>>> },
+    /// The connection failed, or the client's body did.
+    Failed {
+        /// How.
+        error: hyper::Error,
+        /// The request, if nothing of it was sent.
+        unsent: Option<Box<Request<RequestBody>>>,
+    },
+}
+
+impl SendError {
+    /// Whether it is the upstream's doing, and not the client's.
+    pub fn is_upstreams(&self) -> bool {
+        match self {
+            Self::TimedOut | Self::UnknownCoding => true,
+            Self::Failed { error, .. } => matches!(classify(error), Refusal::UpstreamReset),
+        }
+    }
 }
 
 impl From<SendError> for Refusal {

@@ -1,4 +1,4 @@
-//! Connections to the upstream: a stack of idle ones for each request thread, no lock between them.
+//! Connections to one server of the upstream: a stack of idle ones for each request thread, no lock between them.
 //!
 //! The last one used is the first used again, so a few stay warm and the rest fall idle and close. A
 //! connection goes back on the stack only when hyper says that it is ready for another request: one with
@@ -6,14 +6,14 @@
 //!
 //! A connection has no task of its own: the request that has it drives it, and while it is idle there is
 //! nothing to drive. That saves two changes of task a request, which cost more than all that the gateway
-//! itself does to it.
+//! itself does to it. Not here: which of several servers a request goes to (`balance`).
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -26,45 +26,20 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, timeout};
 
+use super::balance::{Fault, Server};
 use super::body::RequestBody;
-use crate::config::snapshot::UpstreamSettings;
+use crate::config::snapshot::{UpstreamServer, UpstreamSettings};
 use crate::stream::Stream;
 use crate::wire::answer::Refusal;
 
 /// Bytes that hyper may hold for a connection in each direction; a response's head has to fit.
 const BUFFER: usize = 128 * 1024;
 
-/// What all threads share of an upstream: the number of connections that may still be opened.
-#[derive(Debug)]
-pub struct Slots {
-    free: Arc<Semaphore>,
-    /// Requests of all threads that wait for one.
-    waiting: AtomicUsize,
-    /// Told while there are any.
-    wanted: Notify,
-}
-
 /// How often a request that waits for a slot says so again.
 const REMINDER: Duration = Duration::from_millis(100);
-
-impl Slots {
-    /// At most `max_connections` at a time.
-    pub fn new(max_connections: usize) -> Self {
-        Self {
-            free: Arc::new(Semaphore::new(max_connections)),
-            waiting: AtomicUsize::new(0),
-            wanted: Notify::new(),
-        }
-    }
-
-    /// Completes when a request waits and none is free: whoever holds one in vain should give it up.
-    pub async fn wanted(&self) {
-        self.wanted.notified().await;
-    }
-}
 
 /// Counts a request that waits for a connection, on its thread and in all.
 struct Waiting<'a>(&'a Upstream);
@@ -72,7 +47,7 @@ struct Waiting<'a>(&'a Upstream);
 impl<'a> Waiting<'a> {
     fn begin(upstream: &'a Upstream) -> Self {
         upstream.waiting_here.set(upstream.waiting_here.get() + 1);
-        upstream.slots.waiting.fetch_add(1, Ordering::Relaxed);
+        upstream.server.waiting.fetch_add(1, Ordering::Relaxed);
         Self(upstream)
     }
 }
@@ -80,15 +55,15 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting_here.set(self.0.waiting_here.get() - 1);
-        self.0.slots.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.server.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// One thread's connections to one upstream.
+/// One thread's connections to one server.
 pub struct Upstream {
+    place: UpstreamServer,
     settings: UpstreamSettings,
-    host: HeaderValue,
-    slots: Arc<Slots>,
+    server: Arc<Server>,
     idle: RefCell<Vec<Idle>>,
     returned: Notify,
     waiting_here: Cell<usize>,
@@ -182,19 +157,71 @@ impl Link {
 /// Whoever has it drives it: with the task of the request, by [`Lease::drive`] and [`Lease::poll_frame`].
 pub struct Lease {
     link: Box<Link>,
+    place: Place,
     /// Whether it has served a request before: then it may have gone stale.
     pub reused: bool,
     /// When it was had.
     pub since: Instant,
 }
 
+/// A request's place at a server, before it has a connection and while it has one.
+pub struct Place {
+    upstream: Rc<Upstream>,
+    /// Whether it counts among the requests under way there.
+    counted: bool,
+}
+
+impl Place {
+    /// `counted` where there are servers to choose from.
+    pub fn take(upstream: &Rc<Upstream>, counted: bool) -> Self {
+        if counted {
+            upstream.server.busy.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { upstream: Rc::clone(upstream), counted }
+    }
+
+    /// The connections that it is about.
+    pub fn upstream(&self) -> &Rc<Upstream> {
+        &self.upstream
+    }
+
+    /// The idle connection that was used last, if there is one. `now`: roughly, to save a look at the clock.
+    ///
+    /// # Errors
+    /// The place, if there is none.
+    pub fn idle(self, now: Instant) -> Result<Lease, Self> {
+        match self.upstream.take_idle(now) {
+            Some(link) => Ok(Lease { link, place: self, reused: true, since: now }),
+            None => Err(self),
+        }
+    }
+
+    /// A connection: an idle one if `fresh` does not forbid it, else a new one, else the first that comes free
+    /// within the connect timeout.
+    ///
+    /// # Errors
+    /// `UpstreamBusy` if none comes free, `UpstreamUnreachable` if none can be made.
+    pub async fn lease(self, fresh: bool) -> Result<Lease, Refusal> {
+        let (link, reused) = self.upstream.link(fresh).await?;
+        Ok(Lease { link, place: self, reused, since: Instant::now() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.counted {
+            self.upstream.server.busy.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Upstream {
     /// No connection yet.
-    pub fn new(settings: UpstreamSettings, slots: &Arc<Slots>) -> Rc<Self> {
+    pub fn new(place: UpstreamServer, settings: UpstreamSettings, server: &Arc<Server>) -> Rc<Self> {
         Rc::new(Self {
-            host: HeaderValue::try_from(&settings.address).expect("host and port are visible ASCII"),
+            place,
             settings,
-            slots: Arc::clone(slots),
+            server: Arc::clone(server),
             idle: RefCell::new(Vec::new()),
             returned: Notify::new(),
             waiting_here: Cell::new(0),
@@ -203,46 +230,55 @@ impl Upstream {
 
     /// Its own name: the Host of a request that brings none.
     pub fn host(&self) -> &HeaderValue {
-        &self.host
+        &self.place.authority
     }
 
-    /// A connection: an idle one if `fresh` does not forbid it, else a new one, else the first that
-    /// comes free within the connect timeout. `now`: roughly, to save a look at the clock.
-    ///
-    /// # Errors
-    /// `UpstreamBusy` if none comes free, `UpstreamUnreachable` if none can be made.
-    pub async fn lease(&self, fresh: bool, now: Instant) -> Result<Lease, Refusal> {
-        if !fresh && let Some(lease) = self.take_idle(now) {
-            return Ok(lease);
+    /// Whether it is to see that instead of what a client names.
+    pub fn sees_own_host(&self) -> bool {
+        self.settings.own_host
+    }
+
+    /// What all threads know of it.
+    pub fn server(&self) -> &Arc<Server> {
+        &self.server
+    }
+
+    async fn link(&self, fresh: bool) -> Result<(Box<Link>, bool), Refusal> {
+        if !fresh && let Some(link) = self.take_idle(Instant::now()) {
+            return Ok((link, true));
         }
         let deadline = Instant::now() + self.settings.connect_timeout;
         let waiting = Waiting::begin(self);
         let slot = loop {
-            if let Ok(slot) = Arc::clone(&self.slots.free).try_acquire_owned() {
+            if let Ok(slot) = Arc::clone(&self.server.free).try_acquire_owned() {
                 break slot;
             }
-            self.slots.wanted.notify_waiters();
+            self.server.wanted.notify_waiters();
             let waited = tokio::select! {
-                slot = Arc::clone(&self.slots.free).acquire_owned() => break slot.map_err(|_| Refusal::UpstreamBusy)?,
+                slot = Arc::clone(&self.server.free).acquire_owned() => break slot.map_err(|_| Refusal::UpstreamBusy)?,
                 () = self.returned.notified() => true,
                 () = tokio::time::sleep_until(deadline.min(Instant::now() + REMINDER)) => Instant::now() < deadline,
             };
             if !waited {
                 return Err(Refusal::UpstreamBusy);
             }
-            if let Some(lease) = self.take_idle(Instant::now()) {
-                return Ok(lease);
+            if let Some(link) = self.take_idle(Instant::now()) {
+                return Ok((link, true));
             }
         };
         drop(waiting);
-        let link = timeout(self.settings.connect_timeout, self.connect(slot))
-            .await
-            .map_err(|_| Refusal::UpstreamUnreachable)?
-            .map_err(|_| Refusal::UpstreamUnreachable)?;
-        Ok(Lease { link, reused: false, since: Instant::now() })
+        let link = match timeout(self.settings.connect_timeout, self.connect(slot)).await {
+            Ok(Ok(link)) => link,
+            Ok(Err(error)) if is_our_own(&error) => return Err(Refusal::UpstreamUnreachable),
+            Ok(Err(_)) | Err(_) => {
+                self.server.take_out(Fault::Connection);
+                return Err(Refusal::UpstreamUnreachable);
+            }
+        };
+        Ok((link, false))
     }
 
-    fn take_idle(&self, now: Instant) -> Option<Lease> {
+    fn take_idle(&self, now: Instant) -> Option<Box<Link>> {
         let mut idle = self.idle.borrow_mut();
         while let Some(Idle { link, since }) = idle.pop() {
             if now.duration_since(since) >= self.settings.idle_timeout {
@@ -251,23 +287,20 @@ impl Upstream {
                 return None;
             }
             if link.is_ready() {
-                return Some(Lease { link, reused: true, since: now });
+                return Some(link);
             }
         }
         None
     }
 
-    async fn connect(
-        &self,
-        slot: OwnedSemaphorePermit,
-    ) -> Result<Box<Link>, Box<dyn std::error::Error + Send + Sync>> {
-        let stream = TcpStream::connect(self.settings.address.as_str()).await?;
+    async fn connect(&self, slot: OwnedSemaphorePermit) -> io::Result<Box<Link>> {
+        let stream = TcpStream::connect(self.place.address.as_str()).await?;
         stream.set_nodelay(true)?;
         let mut http = http1::Builder::new();
         http.max_buf_size(BUFFER);
         let record = Rc::<Record>::default();
         let stream = Recorded { stream: Stream(stream), record: Rc::clone(&record) };
-        let (requests, connection) = http.handshake(TokioIo::new(stream)).await?;
+        let (requests, connection) = http.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         let driver = Arc::<Driver>::default();
         let waker = Waker::from(Arc::clone(&driver));
         Ok(Box::new(Link {
@@ -297,14 +330,14 @@ impl Upstream {
         }
     }
 
-    /// Whether it is the one that `settings` describe.
-    pub fn is(&self, settings: &UpstreamSettings) -> bool {
-        self.settings == *settings
+    /// Whether it is the one that is described.
+    pub fn is(&self, place: &UpstreamServer, settings: &UpstreamSettings, server: &Arc<Server>) -> bool {
+        Arc::ptr_eq(&self.server, server) && self.place == *place && self.settings == *settings
     }
 
     /// Whether a slot is of more use to another thread than an idle connection is to this one.
     fn is_wanted_elsewhere(&self) -> bool {
-        self.waiting_here.get() == 0 && self.slots.waiting.load(Ordering::Relaxed) > 0
+        self.waiting_here.get() == 0 && self.server.waiting.load(Ordering::Relaxed) > 0
     }
 
     fn put_back(&self, link: Box<Link>) {
@@ -317,7 +350,19 @@ impl Upstream {
     }
 }
 
+/// Whether a connection failed for want of something on this side, which says nothing about the server.
+fn is_our_own(error: &io::Error) -> bool {
+    // EMFILE and ENFILE have no kind of their own; they have these numbers on every Unix.
+    matches!(error.raw_os_error(), Some(23 | 24))
+        || matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory)
+}
+
 impl Lease {
+    /// Where it leads.
+    pub fn upstream(&self) -> &Rc<Upstream> {
+        &self.place.upstream
+    }
+
     /// Hands a request over: the future completes with the head of its response, provided that
     /// [`Lease::drive`] is called. `repeatable`: it has no body, and [`Lease::sent`] can be asked for it.
     ///
@@ -357,13 +402,14 @@ impl Lease {
     }
 
     /// The response is complete: the connection may serve the next request, once it is ready to.
-    pub fn release(self, upstream: &Rc<Upstream>) {
-        let mut link = self.link;
+    pub fn release(self) {
+        let Self { mut link, place, .. } = self;
+        let upstream = Rc::clone(&place.upstream);
+        drop(place);
         if link.is_ready() {
             upstream.put_back(link);
         } else if link.connection.is_some() {
             // The request body may still be on its way, or the end of the response not have been seen.
-            let upstream = Rc::clone(upstream);
             tokio::task::spawn_local(async move {
                 let ready = poll_fn(|cx| {
                     link.drive(Some(cx.waker()));

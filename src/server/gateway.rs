@@ -26,7 +26,7 @@ use crate::observe::outbox;
 use crate::observe::{LogFormat, LogLevel};
 use crate::policy::diff::differences;
 use crate::policy::{Denied, Permit, RuleId};
-use crate::proxy::Slots;
+use crate::proxy::Servers;
 
 /// How many changed answers a reload's log line names.
 const DIFFERENCES_SHOWN: usize = 20;
@@ -41,15 +41,15 @@ pub struct Active {
     generation: u64,
     rules: Vec<RuleCounters>,
     no_rule: RuleCounters,
-    /// The upstream connections that all threads together may open.
-    pub(super) slots: Arc<Slots>,
+    /// The upstream's servers, as all threads together see them.
+    pub servers: Arc<Servers>,
 }
 
 impl Active {
-    fn new(snapshot: Snapshot, generation: u64, metrics: &Metrics, slots: Arc<Slots>) -> Self {
+    fn new(snapshot: Snapshot, generation: u64, metrics: &Metrics, servers: Arc<Servers>) -> Self {
         let rules = snapshot.rule_labels.iter().map(|label| metrics.rule(label)).collect();
         metrics.rules.set(i64::try_from(snapshot.rule_labels.len()).unwrap_or(i64::MAX));
-        Self { snapshot: Arc::new(snapshot), generation, rules, no_rule: metrics.rule("none"), slots }
+        Self { snapshot: Arc::new(snapshot), generation, rules, no_rule: metrics.rule("none"), servers }
     }
 
     /// Which configuration this is, counted from 1.
@@ -139,6 +139,8 @@ pub struct Gateway {
     keys_wanted: Notify,
     /// Told of every swap.
     pub(super) swapped: Notify,
+    /// Told when the upstream is another.
+    pub(super) upstream_changed: Notify,
     level: LogLevel,
     /// Every metric.
     pub metrics: Metrics,
@@ -166,9 +168,9 @@ impl Gateway {
         level: LogLevel,
     ) -> Arc<Self> {
         let metrics = Metrics::new();
-        let slots = Arc::new(Slots::new(most_connections(&snapshot)));
+        let servers = Arc::new(Servers::new(snapshot.upstream.as_ref(), None));
         let gateway = Arc::new(Self {
-            current: ArcSwap::from_pointee(Active::new(snapshot, 1, &metrics, slots)),
+            current: ArcSwap::from_pointee(Active::new(snapshot, 1, &metrics, servers)),
             generation: AtomicU64::new(1),
             stage: AtomicU8::new(Stage::Starting as u8),
             connections: AtomicUsize::new(0),
@@ -181,6 +183,7 @@ impl Gateway {
             https_port: OnceLock::new(),
             keys_wanted: Notify::new(),
             swapped: Notify::new(),
+            upstream_changed: Notify::new(),
             level,
             metrics,
             lines,
@@ -388,19 +391,20 @@ impl Gateway {
             (Some(old), Some(new)) => Some(Arc::new(new.continuing(&old))),
         };
         self.metrics.certificates(snapshot.tls.as_deref().map_or(&[], |tls| &tls.certificates));
-        let slots = if most_connections(&old.snapshot) == most_connections(&snapshot) {
-            Arc::clone(&old.slots)
+        let servers = if old.snapshot.upstream == snapshot.upstream {
+            Arc::clone(&old.servers)
         } else {
-            Arc::new(Slots::new(most_connections(&snapshot)))
+            Arc::new(Servers::new(snapshot.upstream.as_ref(), Some(&old.servers)))
         };
         let kids = |snapshot: &Snapshot| -> BTreeSet<String> {
             snapshot.keys.ring.keys().iter().map(|one| one.key.kid().to_owned()).collect()
         };
         let (had, has) = (kids(&old.snapshot), kids(&snapshot));
         let generation = old.generation + 1;
-        self.current.store(Arc::new(Active::new(snapshot, generation, &self.metrics, slots)));
+        self.current.store(Arc::new(Active::new(snapshot, generation, &self.metrics, servers)));
         self.generation.store(generation, Ordering::Release);
         self.swapped.notify_one();
+        self.upstream_changed.notify_one();
         tracing::info!(
             reason = trigger.code(),
             rules_added = changes.added.join("; "),
@@ -421,11 +425,6 @@ impl Gateway {
     fn audit_reload(&self, event: Event, trigger: Trigger) {
         self.audit(&Audit { reason: Some(Reason::Trigger(trigger)), ..Audit::of(event) });
     }
-}
-
-/// Connections to the upstream that all threads together may open.
-fn most_connections(snapshot: &Snapshot) -> usize {
-    snapshot.upstream.as_ref().map_or(0, |upstream| upstream.max_connections)
 }
 
 /// Writes the audit lines of what commands do, until dropped.

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{
-    ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN,
+    ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, ORIGIN,
     SET_COOKIE,
 };
 use http::request::Parts;
@@ -32,7 +32,7 @@ use crate::policy::{Caller, Denied, Endpoint, Judgement, Requirement, Route, Rul
 use crate::proxy::body::{FromClient, Progress, Relay};
 use crate::proxy::forward::{self, Asks, Forwarded};
 use crate::proxy::forward_auth::{self, Asked};
-use crate::proxy::{AnswerBody, RequestBody, Upstream, upgrade};
+use crate::proxy::{AnswerBody, RequestBody, upgrade};
 use crate::token::VerifiedClaims;
 use crate::wire::answer::{LockedBy, Refusal, no_content};
 use crate::wire::client::{REQUEST_ID, Scheme};
@@ -133,7 +133,7 @@ enum Proof {
 /// The gateway's answer or the upstream's, and how many bytes its own body has.
 enum Outcome {
     Own(Response<Bytes>),
-    Upstream(Forwarded, Rc<Upstream>),
+    Upstream(Forwarded),
     Upgraded(Response<Bytes>),
 }
 
@@ -182,14 +182,14 @@ impl Worker {
         };
         let outcome = self.answer(&active, &connection, parts, body, &mut ending.record).await;
         Ok(match outcome {
-            Ok(Outcome::Upstream(Forwarded { response, lease }, upstream)) => {
+            Ok(Outcome::Upstream(Forwarded { response, lease })) => {
                 let (mut parts, incoming) = response.into_parts();
                 strip_response(&mut parts.headers);
                 let status = parts.status.as_u16();
                 let streamed_to =
                     if is_event_stream(&parts.headers) { ending.record.known.clone() } else { None };
                 let on_end = Box::new(move |bytes, complete| ending.finish(status, bytes, complete));
-                let relay = Relay::new(incoming, lease, upstream, Rc::clone(&active.rules), on_end);
+                let relay = Relay::new(incoming, lease, Rc::clone(&active.rules), on_end);
                 let relay = Box::new(relay);
                 let body = match streamed_to {
                     Some(known) => {
@@ -257,7 +257,7 @@ impl Worker {
                 record.decision = "own";
                 return self.answer_endpoint(active, endpoint, &parts, body, record).await.map(Outcome::Own);
             }
-            Route::Upstream { .. } if asked.is_none() && active.upstream.is_none() => {
+            Route::Upstream { .. } if asked.is_none() && active.upstreams.is_none() => {
                 return Err(Refusal::NoUpstream);
             }
             Route::Upstream { requirement, rule } => {
@@ -326,7 +326,7 @@ impl Worker {
             }
             return Ok(Outcome::Own(answer));
         }
-        let upstream = active.upstream.as_ref().ok_or(Refusal::NoUpstream)?;
+        let upstreams = active.upstreams.as_ref().ok_or(Refusal::NoUpstream)?;
         let upgrade = if stripped.websocket { parts.extensions.remove::<OnUpgrade>() } else { None };
         let (body, progress) = request_body(active, &parts, body)?;
         self.speak_for(active, connection, &mut parts.headers, known.as_deref(), record)?;
@@ -337,7 +337,7 @@ impl Worker {
         let mut timer = connection.timer.take();
         let forwarded = forward::forward(
             permit,
-            upstream,
+            upstreams,
             request,
             asks,
             progress,
@@ -358,7 +358,7 @@ impl Worker {
         if renews && let Some(known) = &known {
             self.renew(active, known, forwarded.response.headers_mut());
         }
-        Ok(Outcome::Upstream(forwarded, Rc::clone(upstream)))
+        Ok(Outcome::Upstream(forwarded))
     }
 
     /// Whether the peer's word about others is believed.
@@ -437,9 +437,6 @@ impl Worker {
         if let Some(theirs) = headers.get(REQUEST_ID) {
             // A trusted proxy has named the request already.
             record.request_id = theirs.clone();
-        }
-        if let Some(host) = &active.snapshot.upstream_host {
-            headers.insert(HOST, host.clone());
         }
         active.identify(known, headers)
     }

@@ -18,6 +18,7 @@ mod redirect;
 pub mod sessions;
 pub mod tls;
 pub mod trust;
+pub mod upstreams;
 pub mod users;
 pub mod worker;
 
@@ -142,6 +143,7 @@ async fn serve(
     tokio::spawn(following.run());
     tokio::spawn(trust::keep_fresh(Arc::clone(&gateway)));
     tokio::spawn(keys::keep(Arc::clone(&gateway)));
+    tokio::spawn(upstreams::keep(Arc::clone(&gateway)));
     tokio::spawn(logins.run());
     tokio::spawn(users::watch(Arc::clone(&gateway)));
     tokio::spawn(users::recheck(Arc::clone(&gateway)));

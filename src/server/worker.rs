@@ -22,7 +22,7 @@ use super::tls::{self, Handshakes};
 use super::{Active, Gateway, proxy_protocol};
 use crate::observe::audit::Audit;
 use crate::observe::lines::Access;
-use crate::proxy::Upstream;
+use crate::proxy::Upstreams;
 use crate::stream::Stream;
 use crate::token::{Assertion, InvalidToken, TokenCache, TokenError, VerifiedClaims};
 use crate::wire::answer::Refusal;
@@ -113,7 +113,7 @@ pub struct Local {
     /// Which headers are whose.
     pub rules: Rc<HeaderRules>,
     /// This thread's connections to the upstream, where the gateway has one.
-    pub upstream: Option<Rc<Upstream>>,
+    pub upstreams: Option<Upstreams>,
 }
 
 impl std::ops::Deref for Local {
@@ -129,12 +129,10 @@ impl Local {
         let snapshot = &active.snapshot;
         let tokens = TokenCache::new(CACHED_TOKENS, CACHED_TOKEN_BYTES, snapshot.leeway.as_secs());
         let rules = Rc::new(HeaderRules::new(snapshot.identity.header_names()));
-        let before = before.and_then(|before| before.upstream.as_ref());
-        let upstream = snapshot.upstream.as_ref().map(|settings| match before {
-            Some(upstream) if upstream.is(settings) => Rc::clone(upstream),
-            _ => Upstream::new(settings.clone(), &active.slots),
-        });
-        Self { tokens: RefCell::new(tokens), rules, upstream, active }
+        let before = before.and_then(|before| before.upstreams.as_ref());
+        let upstreams = snapshot.upstream.as_ref();
+        let upstreams = upstreams.map(|settings| Upstreams::new(settings, &active.servers, before));
+        Self { tokens: RefCell::new(tokens), rules, upstreams, active }
     }
 
     /// Who a token says its bearer is, if it is not over.
@@ -471,7 +469,7 @@ async fn run(
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut closed = false;
     loop {
-        let slots = Arc::clone(&worker.active().slots);
+        let servers = Arc::clone(&worker.active().servers);
         tokio::select! {
             taken = receiver.recv(), if !closed => match taken {
                 None => closed = true,
@@ -484,9 +482,9 @@ async fn run(
                     });
                 }
             },
-            () = slots.wanted() => worker.make_room(),
-            _ = sweep.tick() => if let Some(upstream) = &worker.active().upstream {
-                upstream.close_stale();
+            () = servers.wanted() => worker.make_room(),
+            _ = sweep.tick() => if let Some(upstreams) = &worker.active().upstreams {
+                upstreams.close_stale();
             },
             Ok(_) = closing.wait_for(|closing| *closing), if !worker.closing.get() => worker.close_connections(),
             _ = end.wait_for(|ended| *ended) => return,

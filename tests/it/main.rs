@@ -35,5 +35,6 @@ mod smoke;
 mod throttle;
 mod tls;
 mod trust;
+mod upstreams;
 mod websocket;
 mod wordpress;

@@ -21,12 +21,7 @@ pub struct Partner {
 
 impl Drop for Partner {
     fn drop(&mut self) {
-        for process in &mut self.processes {
-            // With all that it started.
-            let group = format!("-{}", process.id());
-            let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
-            let _ = process.wait();
-        }
+        self.kill();
     }
 }
 
@@ -109,12 +104,21 @@ impl Partner {
         for (name, content) in configuration {
             std::fs::write(folder.path().join(name), fill(content)).unwrap();
         }
-        let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let mut partner = Self { address, processes: Vec::new(), folder };
+        partner.run(commands).await;
+        partner
+    }
+
+    /// Runs `commands` as [`Partner::start`] does: once more, after [`Partner::kill`].
+    pub async fn run(&mut self, commands: &[&[&str]]) {
+        let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
+        let (port, path) = (self.address.port().to_string(), self.folder.path().to_str().unwrap().to_owned());
         for command in commands {
+            let arguments =
+                command[1..].iter().map(|argument| argument.replace("PORT", &port).replace("FOLDER", &path));
             let child = Command::new(command[0])
-                .args(command[1..].iter().map(|argument| fill(argument)))
-                .current_dir(partner.folder.path().join("site"))
+                .args(arguments)
+                .current_dir(self.folder.path().join("site"))
                 .env("PHP_CLI_SERVER_WORKERS", "4")
                 .env("PYTHONDONTWRITEBYTECODE", "1")
                 .stdin(Stdio::null())
@@ -122,10 +126,19 @@ impl Partner {
                 .stderr(log.try_clone().unwrap())
                 .process_group(0)
                 .spawn();
-            partner.processes.push(child.unwrap_or_else(|error| panic!("{}: {error}", command[0])));
+            self.processes.push(child.unwrap_or_else(|error| panic!("{}: {error}", command[0])));
         }
-        partner.wait().await;
-        partner
+        self.wait().await;
+    }
+
+    /// Ends all its processes with SIGKILL; its port is nobody's then.
+    pub fn kill(&mut self) {
+        for mut process in self.processes.drain(..) {
+            // With all that it started.
+            let group = format!("-{}", process.id());
+            let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
+            let _ = process.wait();
+        }
     }
 
     /// WordPress and its database, as `deploy/wordpress/setup` left them in `target/wordpress`; the data are a
