@@ -497,7 +497,8 @@ fn every_test_that_the_threat_model_names_exists() {
         let path = place.replace("::", "/");
         let there = match place {
             "fuzz" => targets.contains(&format!("path = \"targets/{test}.rs\"")),
-            _ => [format!("src/{path}.rs"), format!("src/{path}/tests.rs"), format!("tests/{path}.rs")]
+            _ => ["src/@.rs", "src/@/mod.rs", "src/@/tests.rs", "tests/@.rs"]
+                .map(|file| file.replace('@', &path))
                 .iter()
                 .filter_map(|file| std::fs::read_to_string(root().join(file)).ok())
                 .any(|source| source.contains(&format!("fn {test}("))),
